@@ -1,0 +1,32 @@
+# Uses the active virtual environment, else makes one in .venv.
+PYTHON ?= python3
+VENV := $(or $(VIRTUAL_ENV),.venv)
+PYTEST_ARGS ?=
+
+.PHONY: install test demo bench lint clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# build/ would carry files that have since been removed into the wheel
+install: $(VENV)/bin/python
+	rm -rf build
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt ".[train,test]"
+
+# `pytest` rather than `python -m pytest`: the installed package is tested, weights included, not the checkout
+test: install
+	$(VENV)/bin/pytest $(PYTEST_ARGS)
+
+demo: install
+	$(VENV)/bin/python -m crystaldl.cli demo --out demo_output
+
+bench: install
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt ".[bench]"
+	$(VENV)/bin/pytest tests/benchmarks $(PYTEST_ARGS)
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports --config setup.cfg
+
+clean:
+	rm -rf build dist *.egg-info .venv demo_output

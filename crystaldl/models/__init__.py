@@ -1,0 +1,1 @@
+"""Trained networks that ship with the package: cards, weights and the registry that loads them by exact name."""

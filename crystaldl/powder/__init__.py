@@ -1,0 +1,1 @@
+"""Powder diffraction: patterns in, crystal system, extinction group and space group out."""

@@ -1,0 +1,237 @@
+"""Networks of the powder wing: the published NPCNN and PowderNet.
+
+Both return the logits of the 230 space groups. PowderNet's are sums of scores for system, Bravais lattice, extinction
+group and space group, so that one softmax gives every level and the levels agree by construction.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NPCNN(nn.Module):
+    """The "no-pool CNN" of Salgado et al., npj Comput. Mater. 9:214 (2023), exactly as published.
+
+    Three unpooled convolutions (80 filters; kernels 100, 50, 25; strides 5, 5, 2), then 12,160 → 2,300 → 1,150 →
+    ``classes``. Input (B, 8500): 2θ = 5.00…89.99° of Cu radiation, intensity 0…1. With ``rank`` the two wide linear
+    layers are products of two thin ones: the compact form that ships (see `compress`).
+    """
+
+    POINTS = 8500
+
+    def __init__(self, classes: int = 230, rank: int | None = None):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv1d(1, 80, 100, stride=5), nn.ReLU(), nn.Dropout(0.3),
+            nn.Conv1d(80, 80, 50, stride=5), nn.ReLU(), nn.Dropout(0.3),
+            nn.Conv1d(80, 80, 25, stride=2), nn.ReLU(), nn.Dropout(0.3), nn.Flatten())
+
+        def linear(n_in, n_out):
+            if rank is None:
+                return nn.Linear(n_in, n_out)
+            return nn.Sequential(nn.Linear(n_in, rank, bias=False), nn.Linear(rank, n_out))
+
+        self.classifier = nn.Sequential(linear(12160, 2300), nn.ReLU(), nn.Dropout(0.5), linear(2300, 1150), nn.ReLU(),
+                                        nn.Dropout(0.5), nn.Linear(1150, classes))
+
+    def forward(self, pattern: Tensor) -> Tensor:
+        return self.classifier(self.features(pattern[:, None]))
+
+    @torch.no_grad()
+    def compress(self, rank: int, inputs: Tensor) -> "NPCNN":
+        """The same network with its wide layers replaced by rank-``rank`` products, best for the given patterns.
+
+        Each weight W is replaced by ``U Uᵀ W`` with U the leading principal directions of the layer's outputs
+        ``W x + b`` over ``inputs`` (B, 8500): the projection that loses least of what the layer says.
+        """
+        small = NPCNN(self.classifier[-1].out_features, rank).to(inputs.device)
+        small.features.load_state_dict(self.features.state_dict())
+        small.classifier[-1].load_state_dict(self.classifier[-1].state_dict())
+        x = self.eval().features(inputs[:, None])
+        for index in (0, 3):
+            layer = self.classifier[index]
+            out = layer(x)
+            mean = out.mean(0)
+            basis = torch.linalg.svd((out - mean).double(), full_matrices=False)[2][:rank].T.float()      # (out, rank)
+            small.classifier[index][0].weight.copy_(basis.T @ layer.weight)
+            small.classifier[index][1].weight.copy_(basis)
+            small.classifier[index][1].bias.copy_(basis @ (basis.T @ (layer.bias - mean)) + mean)
+            x = F.relu(out)
+        return small.eval()
+
+
+@dataclass(frozen=True)
+class Levels:
+    """For each of the 230 groups its crystal system, Bravais lattice and extinction group; long tensors (230,)."""
+
+    system: Tensor
+    bravais: Tensor
+    extinction: Tensor
+
+
+def levels() -> Levels:
+    """The levels of International Tables as torch tensors."""
+    from ..physics.symmetry import SYSTEM_OF_GROUP, bravais_of_group, extinction_of_group
+
+    return Levels(*(torch.as_tensor(a, dtype=torch.long) for a in (SYSTEM_OF_GROUP, bravais_of_group(), extinction_of_group())))
+
+
+def _fourier(x: Tensor, frequencies: Tensor) -> Tensor:
+    phase = x[..., None] * frequencies
+    return torch.cat([phase.cos(), phase.sin()], -1)
+
+
+class PeakAttention(nn.Module):
+    """Attention among lines in which queries, keys and values turn with the lines' positions.
+
+    Half of the heads rotate with ln q, so that what passes between two lines depends on the *ratio* of their d-spacings
+    (the cell's size drops out); the other half with Q = q², in which Bragg's law is linear and the lines of one zone are
+    equally spaced. Values are rotated by the sender and turned back by the receiver.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads, self.head_dim = heads, dim // heads
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        half = self.head_dim // 2
+        ratio = torch.exp(torch.linspace(math.log(0.7), math.log(700.0), (heads // 2) * half))
+        additive = torch.exp(torch.linspace(math.log(4.0), math.log(2500.0), (heads - heads // 2) * half))
+        # interleave so that every head spans coarse to fine
+        self.register_buffer("ratio", ratio.view(half, heads // 2).T.contiguous(), persistent=False)
+        self.register_buffer("additive", additive.view(half, heads - heads // 2).T.contiguous(), persistent=False)
+
+    def angles(self, ln_q: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the rotation of every line in every head: (B, heads, N, head_dim / 2) each."""
+        a = ln_q[:, None, :, None] * self.ratio[None, :, None]
+        b = torch.exp(2 * ln_q)[:, None, :, None] * self.additive[None, :, None]
+        phase = torch.cat([a, b], 1)
+        return phase.cos(), phase.sin()
+
+    @staticmethod
+    def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], keep: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        cos, sin = turn
+        q, k, v = (self._turn(t, cos, sin) for t in (q, k, v))
+        scores = (q * self.head_dim**-0.5) @ k.transpose(-1, -2) + keep[:, None, None, :]
+        y = self._turn(scores.softmax(-1) @ v, cos, -sin)
+        return self.out(y.transpose(1, 2).reshape(b, n, d))
+
+
+class _Layer(nn.Module):
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = PeakAttention(dim, heads)
+        self.mlp = nn.Sequential(nn.Linear(dim, 3 * dim), nn.GELU(), nn.Linear(3 * dim, dim))
+
+    def forward(self, x, turn, keep):
+        x = x + self.attention(self.norm1(x), turn, keep)
+        return x + self.mlp(self.norm2(x))
+
+
+class _Residual(nn.Module):
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv1d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
+        self.conv2 = nn.Conv1d(n_out, n_out, kernel, 1, kernel // 2, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm1d(n_out), nn.BatchNorm1d(n_out)
+        self.skip = nn.Conv1d(n_in, n_out, 1, stride) if stride > 1 or n_in != n_out else nn.Identity()
+
+    def forward(self, x):
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.skip(x))
+
+
+class PowderNet(nn.Module):
+    """Lines and profile together: attention over the peak list, with the spectrum as further tokens.
+
+    Parameters
+    ----------
+    dim, layers, heads : size of the attention part
+    channels : widths of the four stages that read the spectrum
+    dropout : float, before the heads
+
+    Inputs (see `crystaldl.powder.prepare.Prepared`): spectrum (B, 2, 2048) on a ln(1/d) axis, peaks (B, 64, 4) with
+    ln(1/d), ln height, ln significance, ln width; peak_mask (B, 64); limits (B, 2), the measured range as ln(1/d).
+
+    Returns a dict: ``logits`` (B, 230), ``ln_volume`` (B,) of the primitive cell in Å³, ``impurity`` (B,) logit that
+    a second phase is present.
+    """
+
+    def __init__(self, dim: int = 128, layers: int = 5, heads: int = 4, channels: tuple = (24, 48, 96, 128), dropout: float = 0.1):
+        super().__init__()
+        c0, c1, c2, c3 = channels
+        self.spectrum = nn.Sequential(nn.Conv1d(2, c0, 15, 4, 7, bias=False), nn.BatchNorm1d(c0), nn.ReLU(),
+                                      _Residual(c0, c1, 7, 2), _Residual(c1, c2, 5, 2), _Residual(c2, c3, 5, 2))
+        self.to_tokens = nn.Conv1d(c3, dim, 4, 4)
+        self.register_buffer("ratio", torch.exp(torch.linspace(math.log(0.7), math.log(1500.0), 24)), persistent=False)
+        self.register_buffer("additive", torch.exp(torch.linspace(math.log(4.0), math.log(4000.0), 24)), persistent=False)
+        self.embed = nn.Sequential(nn.Linear(4 + 96, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.summary = nn.Parameter(torch.zeros(1, 1, dim))
+        self.range = nn.Linear(4, dim)
+        self.kind = nn.Parameter(0.02 * torch.randn(2, 1, dim))
+        self.layers = nn.ModuleList([_Layer(dim, heads) for _ in range(layers)])
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Sequential(nn.Linear(2 * dim + c3, 2 * dim), nn.GELU(), nn.Dropout(dropout))
+        level = levels()
+        for name in ("system", "bravais", "extinction"):
+            self.register_buffer(f"level_{name}", getattr(level, name), persistent=False)
+        self.scores = nn.ModuleDict({"group": nn.Linear(2 * dim, 230), "system": nn.Linear(2 * dim, 7),
+                                     "bravais": nn.Linear(2 * dim, 14), "extinction": nn.Linear(2 * dim, 99)})
+        self.extra = nn.Linear(2 * dim, 2)
+
+    def tokens(self, spectrum, peaks, peak_mask, limits):
+        """Embedded lines, spectrum tokens and the summary token, with their positions and which are real."""
+        b = peaks.shape[0]
+        ln_q = peaks[..., 0]
+        features = torch.cat([ln_q[..., None], peaks[..., 1:] * torch.tensor([0.5, 0.4, 1.0], device=peaks.device),
+                              _fourier(ln_q, self.ratio), _fourier(torch.exp(2 * ln_q), self.additive)], -1)
+        lines = self.embed(features) + self.kind[0]
+        profile = self.spectrum(spectrum)
+        patches = self.to_tokens(profile).transpose(1, 2) + self.kind[1]
+        centre = torch.linspace(math.log(0.050), math.log(0.995), 2 * patches.shape[1] + 1, device=peaks.device)[1::2]
+        # how many lines were found, over what range
+        count = peak_mask.float().mean(1, keepdim=True)
+        width = (peaks[..., 3] * peak_mask).sum(1, keepdim=True) / peak_mask.sum(1, keepdim=True).clamp_min(1)
+        summary = self.summary + self.range(torch.cat([limits, count, width], 1))[:, None]
+        x = torch.cat([summary, lines, patches], 1)
+        position = torch.cat([torch.zeros(b, 1, device=x.device), ln_q, centre.expand(b, -1)], 1)
+        keep = torch.cat([torch.ones(b, 1, dtype=torch.bool, device=x.device), peak_mask,
+                          torch.ones(b, patches.shape[1], dtype=torch.bool, device=x.device)], 1)
+        return x, position, keep, profile
+
+    def features(self, spectrum, peaks, peak_mask, limits) -> Tensor:
+        """The pattern's summary vector before the heads, (B, 2 dim)."""
+        x, position, keep, profile = self.tokens(spectrum, peaks, peak_mask, limits)
+        keep = torch.zeros_like(position).masked_fill(~keep, -1e4)
+        turn = self.layers[0].attention.angles(position)
+        for layer in self.layers:
+            x = layer(x, turn, keep)
+        x = self.norm(x)
+        weight = peak_mask[..., None].float()
+        lines = (x[:, 1:1 + peak_mask.shape[1]] * weight).sum(1) / weight.sum(1).clamp_min(1)
+        return self.head(torch.cat([x[:, 0], lines, profile.mean(-1)], 1))
+
+    def forward(self, spectrum: Tensor, peaks: Tensor, peak_mask: Tensor, limits: Tensor) -> dict[str, Tensor]:
+        h = self.features(spectrum, peaks, peak_mask, limits)
+        logits = self.scores["group"](h)
+        for name in ("system", "bravais", "extinction"):
+            logits = logits + self.scores[name](h)[:, getattr(self, f"level_{name}")]
+        extra = self.extra(h)
+        return {"logits": logits, "ln_volume": extra[:, 0] + 5.3, "impurity": extra[:, 1]}
+
+
+def level_log_probabilities(log_probability: Tensor, level: Tensor, count: int) -> Tensor:
+    """Sum space-group probabilities into the classes of a level: (B, 230) log → (B, count) log."""
+    p = log_probability.exp()
+    out = torch.zeros(p.shape[0], count, dtype=p.dtype, device=p.device).index_add_(1, level, p)
+    return out.clamp_min(1e-9).log()

@@ -1,0 +1,1 @@
+"""The one training loop of all recipes (extra ``train``)."""
