@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crystaldl import __version__
-from crystaldl.errors import CrystaldlError, PlausibilityWarning
+from crystaldl.errors import CrystaldlError, DataError, PlausibilityWarning
 from crystaldl.models.registry import registry
 
 DONE, NOT_CONFIDENT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except EXPECTED as error:
+            if args.traceback:
+                raise
             _say("error", error)
             return BAD_INPUT
 
@@ -57,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 a result is not confident, 2 bad input.",
     )
     parser.add_argument("--version", action="version", version=f"crystaldl {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="on an error, show where in the program it arose")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_models(commands)
     _add_classify(commands)
@@ -85,9 +89,19 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
+def _plain(value: Any) -> Any:
+    """Only what strict JSON knows: arrays become lists, and numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _write_json(value: Any) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False, default=lambda array: array.tolist())
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 # ---------------------------------------------------------------------- models
@@ -158,12 +172,30 @@ def _classify(args: argparse.Namespace) -> int:
             _say("error", error, about=file)
             errors[position] = " ".join(str(error).split())
     results: dict[int, Any] = {}
-    if patterns:
-        progress = len(patterns) > 1 and sys.stderr.isatty()
-        found = classify_patterns(
-            list(patterns.values()), method=args.method, model=args.model, device=args.device, progress=progress
-        )
+    options = {"method": args.method, "model": args.model, "device": args.device}
+    try:
+        found = classify_patterns(list(patterns.values()), progress=_many(patterns), **options) if patterns else []
         results = dict(zip(patterns, found, strict=True))
+    except DataError:
+        # one pattern that cannot be classified must not cost the others their answer
+        for position, pattern in patterns.items():
+            try:
+                (results[position],) = classify_patterns([pattern], progress=False, **options)
+            except DataError as error:
+                _say("error", error, about=args.files[position])
+                errors[position] = " ".join(str(error).split())
+    _write_results(args, results, errors)
+    if errors:
+        return BAD_INPUT
+    return DONE if all(result.confident for result in results.values()) else NOT_CONFIDENT
+
+
+def _many(patterns: Any) -> bool:
+    """Whether a bar is worth showing, and someone is there to see it."""
+    return len(patterns) > 1 and sys.stderr.isatty()
+
+
+def _write_results(args: argparse.Namespace, results: dict[int, Any], errors: dict[int, str]) -> None:
     if args.json:
         entries = (
             {"file": str(file)} | (results[i].to_dict() if i in results else {"error": errors[i]})
@@ -174,9 +206,6 @@ def _classify(args: argparse.Namespace) -> int:
         rows = [_row(args.files[position], result) for position, result in results.items()]
         header = ("file", "system", "probability", "space group", "probability", "confident")
         sys.stdout.write(_table(header, rows))
-    if errors:
-        return BAD_INPUT
-    return DONE if all(result.confident for result in results.values()) else NOT_CONFIDENT
 
 
 def _row(file: Path, result: Any) -> tuple[str, ...]:

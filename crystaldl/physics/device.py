@@ -9,6 +9,8 @@ from crystaldl.errors import DeviceError
 if TYPE_CHECKING:
     import torch
 
+EXPECTED = "expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'"
+
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """The torch device that a name stands for.
@@ -32,14 +34,14 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         chosen = torch.device(device.strip().lower() if isinstance(device, str) else device)
     except (RuntimeError, TypeError) as error:
-        raise DeviceError(f"device={device!r} is not known; expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'.") from error
+        raise DeviceError(f"device={device!r} is not known; {EXPECTED}.") from error
     present = {
         "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
     }
     if chosen.type not in present:
-        raise DeviceError(f"device={device!r} is not supported; expected 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'.")
+        raise DeviceError(f"device={device!r} is not supported; {EXPECTED}.")
     if (chosen.index or 0) >= present[chosen.type]:
         found = ", ".join(f"{n} {kind}" for kind, n in present.items())
         raise DeviceError(f"device={device!r} is not present on this machine, which has {found} device(s).")

@@ -3,9 +3,9 @@
 Sources
 -------
 Cr, Mn, Fe, Co, Ni, Cu: G. Hölzer et al., Phys. Rev. A 56, 4554 (1997), the values that *International Tables for
-Crystallography* C (2004), Table 4.2.2.4, recommends.  Mo and Ag: the same table, from R. D. Deslattes
-et al., Rev. Mod. Phys. 75, 35 (2003), on the same SI scale.  All in Å.  The ratio of the integrated intensities of Kα2 and Kα1 is taken
-as 1/2, the statistical weight of the initial states (measured: 0.51 ± 0.02 for the transition metals).
+Crystallography* C (2004), Table 4.2.2.4, recommends.  Mo and Ag: the same table, from R. D. Deslattes et al., Rev.
+Mod. Phys. 75, 35 (2003), on the same SI scale.  All in Å.  The ratio of the integrated intensities of Kα2 and Kα1 is
+taken as 1/2, the statistical weight of the initial states (measured: 0.51 ± 0.02 for the transition metals).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ METHODS = ("arpls", "asls", "snip", "polynomial")
 # banded solvers then take a few milliseconds.
 _MAX_POINTS = 1800
 # Lines of a laboratory pattern are 0.05 to 0.5° wide, amorphous humps 5 to 20°: what is wider than this is background.
-_DEFAULT_WIDTH = 6.0
+_DEFAULT_WIDTH = 3.0
 
 
 def subtract(pattern, method: str = "arpls", width: float | None = None):
@@ -48,8 +48,8 @@ def estimate_background(two_theta, intensity, method: str = "arpls", width: floa
         squares (Eilers 2003), statistics-sensitive peak clipping (Ryan et al. 1988), or an iterated polynomial of
         degree 6 (modified polyfit, Lieber and Mahadevan-Jansen 2003).
     width : float, optional
-        Features narrower than this (degrees) are lines, wider ones background.  Default 6°, or less for patterns
-        shorter than 30°, or more where the lines themselves are wide.
+        Features narrower than this (degrees) are lines, wider ones background.  Default 3°, or less for patterns
+        shorter than 15°, or more where the lines themselves are wide.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def _run(grid, y, method, points: float) -> np.ndarray:
         return fitter.snip(y, max_half_window=max(2, round(points / 2)), decreasing=True, smooth_half_window=1)[0]
     if method == "polynomial":
         return fitter.modpoly(y, poly_order=6)[0]
-    # A second-order Whittaker smoother halves the amplitude of a wave of period 2π lam^(1/4) points.
+    # A second-order Whittaker smoother halves a wave of period 2π lam^(1/4); a line is half a wave, hence 2^4.
     lam = max((points / (2 * math.pi)) ** 4, 1.0) * 16
     if method == "asls":
         return fitter.asls(y, lam=lam, p=0.005, max_iter=30)[0]

@@ -222,6 +222,44 @@ def _to_spectrum(y: Tensor) -> Tensor:
     return ((at[:, 1:] - at[:, :-1]) / span).float()
 
 
+def subtract_background(y: Tensor, mask: Tensor, half_width: float = 3.0) -> Tensor:
+    """Remove a smooth background by statistics-sensitive non-linear iterative peak clipping (SNIP), (B, AXIS_POINTS).
+
+    Ryan et al., Nucl. Instrum. Methods B 34, 396 (1988): on ``ln(ln(√(y + 1) + 1) + 1)`` each point is clipped to the
+    mean of its neighbours ``w`` away, for w from ``half_width`` (degrees) down. Meant for batches of raw scans;
+    `PowderPattern.subtract_background` offers slower methods with more choice.
+    """
+    low = torch.where(mask > 0, y, torch.full_like(y, torch.inf)).amin(1, keepdim=True)
+    scale = torch.where(mask > 0, y - low, torch.zeros_like(y)).amax(1, keepdim=True).clamp_min(1e-12) / 1e4
+    # hold the first and last measured values outside the measured range, so that the edges are not clipped away
+    first = mask.argmax(1, keepdim=True)
+    last = AXIS_POINTS - 1 - mask.flip(1).argmax(1, keepdim=True)
+    at = torch.arange(AXIS_POINTS, device=y.device)[None]
+    raw = (y - low).gather(1, torch.minimum(torch.maximum(at, first), last)) / scale
+    smooth = F.avg_pool1d(F.pad(raw[:, None], (4, 4), mode="replicate"), 9, 1)[:, 0].clamp_min(0.0)
+    z = torch.log1p(torch.log1p(torch.sqrt(smooth + 1.0)))
+    widths = torch.unique(torch.logspace(0, float(np.log10(half_width / AXIS_STEP)), 24).round().long()).flip(0)
+    for w in widths.tolist():
+        padded = F.pad(z[:, None], (w, w), mode="replicate")[:, 0]
+        z = torch.minimum(z, 0.5 * (padded[:, : AXIS_POINTS] + padded[:, 2 * w:]))
+    background = (torch.expm1(torch.expm1(z)) ** 2 - 1.0).clamp_min(0.0) * scale + low
+    return (y - background) * mask
+
+
+def has_doublet(y: Tensor, mask: Tensor, doublet: float = CU_DOUBLET) -> Tensor:
+    """Whether patterns show a Kα2 component, (B,) bool: removing one that is not there leaves holes beside strong lines.
+
+    Judged above 35° where the components separate; with nothing to see there, the answer is yes (laboratory data).
+    """
+    z = normalise(y, mask)
+    stripped = strip_doublet(z, torch.full((len(y),), 0.5, device=y.device), doublet)
+    region = mask * (torch.as_tensor(common_axis(), device=y.device) > 35.0)
+    box = lambda t: F.avg_pool1d(t[:, None], 5, 1, 2)[:, 0] * region  # noqa: E731
+    before, after = box(z), box(stripped)
+    holes, dips = (after.clamp_max(0) ** 2).sum(1), (before.clamp_max(0) ** 2).sum(1)
+    return (holes - dips) < 0.04 * (before**2).sum(1)
+
+
 def normalise(y: Tensor, mask: Tensor) -> Tensor:
     """Baseline off, strongest line 1, zero where not measured; the baseline is the lower quartile in 3.2° windows."""
     y = y - _windowed(y, mask, 0.25)

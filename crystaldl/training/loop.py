@@ -81,7 +81,7 @@ def learning_rate_factor(options: TrainOptions, step: int, progress: float) -> f
 
 
 class _Signals:
-    """Turns the first SIGINT or SIGTERM into a flag. Outside the main thread, which alone may do so, it does nothing."""
+    """Turns the first SIGINT or SIGTERM into a flag; does nothing outside the main thread, which alone may."""
 
     def __init__(self) -> None:
         self.caught = False

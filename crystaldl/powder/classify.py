@@ -1,0 +1,208 @@
+"""Crystal system and space group of powder patterns: the task.
+
+`classify_patterns` prepares a batch, runs a shipped network and turns its calibrated probabilities into
+`Classification` results. A new method joins by a line in METHODS.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from ..errors import DataError, UnknownModelError
+from ..models.registry import ModelCard, available, card, default
+from ..physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP
+from .pattern import PowderPattern
+from .result import Classification
+
+#: method name → name of the shipped model, None for the default one
+METHODS = {"auto": None, "network": None, "npcnn": "npcnn"}
+
+
+def classify_patterns(patterns: Sequence[PowderPattern], method: str = "auto", *, model: str | None = None,
+                      device: str = "auto", batch_size: int = 128, progress: bool = True) -> list[Classification]:
+    """Classify many powder patterns at once.
+
+    Parameters
+    ----------
+    patterns : sequence of PowderPattern
+        Any range, step and wavelength, raw or background-subtracted; they may differ from one another.
+    method : {"auto", "network", "npcnn"}
+        ``"auto"`` and ``"network"`` take the default shipped network; ``"npcnn"`` the published NPCNN, re-trained.
+    model : str, optional
+        Exact name of a shipped model in place of the method's own (see ``crystaldl models``).
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``.
+    batch_size : int
+        Patterns at once; halved when the device runs out of memory.
+    progress : bool
+        Show a bar that counts patterns.
+
+    Returns
+    -------
+    list of Classification, in the order of the patterns
+
+    Raises
+    ------
+    TypeError, ValueError, UnknownModelError, DeviceError
+        One sentence each, before any work.
+    """
+    from ..physics.device import resolve_device
+
+    patterns = _check_patterns(patterns)
+    entry = _choose_model(method, model)
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, expected a positive integer.")
+    target = resolve_device(device)
+    if not patterns:
+        return []
+    network = _network(entry.name, str(target))
+    return [result for chunk in _batches(patterns, batch_size, progress) for result in _run(chunk, entry, network, target, method)]
+
+
+def _check_patterns(patterns) -> list[PowderPattern]:
+    if isinstance(patterns, PowderPattern):
+        raise TypeError("patterns is one PowderPattern; expected a sequence of them (or call its own classify()).")
+    patterns = list(patterns)
+    for i, pattern in enumerate(patterns):
+        if not isinstance(pattern, PowderPattern):
+            raise TypeError(f"patterns[{i}] is a {type(pattern).__name__}; expected a PowderPattern.")
+    return patterns
+
+
+def _choose_model(method: str, model: str | None) -> ModelCard:
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
+    if model is not None:
+        entry = card(model)
+        if entry.task != "powder":
+            raise UnknownModelError(f"model is {model!r}, made for {entry.task}; powder models are {', '.join(available('powder'))}.")
+        return entry
+    kind = METHODS[method]
+    if kind is None:
+        return card(default("powder"))
+    return card(sorted(name for name in available("powder") if kind in name)[-1])
+
+
+@lru_cache(maxsize=4)
+def _network(name: str, device: str):
+    """The network of a model in evaluation mode, kept for the next call."""
+    from ..models.registry import load_weights
+    from . import network as architectures
+
+    entry = card(name)
+    module = getattr(architectures, entry.architecture)(**entry.arguments)
+    module.load_state_dict(load_weights(name))
+    return module.to(device).eval()
+
+
+def _batches(patterns, size, progress):
+    from tqdm import tqdm
+
+    with tqdm(total=len(patterns), desc="classifying", unit="pattern", disable=not progress or len(patterns) < 2) as bar:
+        for i in range(0, len(patterns), size):
+            yield patterns[i:i + size]
+            bar.update(len(patterns[i:i + size]))
+
+
+def on_common_axis(patterns: Sequence[PowderPattern], device="cpu"):
+    """Patterns on the common axis: y, mask (B, n), Kα2 ratio (B,) and ln(λ2/λ1) (B,) as tensors on ``device``.
+
+    A background is removed from those that still have theirs; where the radiation does not say whether Kα2 is present
+    (a bare 1.5406), the data decide.
+    """
+    import torch
+
+    from . import prepare
+
+    pairs = [prepare.to_common_axis(p.two_theta, p.intensity, p.radiation.wavelength) for p in patterns]
+    y, mask = (torch.as_tensor(np.array([p[k] for p in pairs])).to(device) for k in (0, 1))
+    for pattern, measured in zip(patterns, mask.sum(1).tolist(), strict=True):
+        if measured < 500:
+            raise DataError(f"{pattern.name or 'pattern'} covers only {measured * prepare.AXIS_STEP:.1f}° of the range 4–100° "
+                            "(2θ for Cu) that classification uses; expected at least 10°.")
+    raw = torch.tensor([not p.background_subtracted for p in patterns], device=y.device)
+    if raw.any():
+        y[raw] = prepare.subtract_background(y[raw], mask[raw])
+    radiations = [p.radiation.as_doublet() if p.radiation.doublet is None else p.radiation for p in patterns]
+    ratio = torch.tensor([r.alpha2_ratio for r in radiations], dtype=torch.float32, device=y.device)
+    delta = torch.tensor([np.log(r.alpha2 / r.wavelength) if r.alpha2 else 0.0 for r in radiations])
+    unknown = torch.tensor([p.radiation.doublet is None for p in patterns])
+    for value in delta[unknown].unique().tolist():
+        rows = unknown & (delta == value)
+        ratio[rows] *= prepare.has_doublet(y[rows], mask[rows], value)
+    return y, mask, ratio, delta
+
+
+def prepared_inputs(architecture: str, y, mask, ratio, delta):
+    """What a network of that architecture reads, as keyword arguments."""
+    import torch
+
+    from .prepare import npcnn_input, prepare
+
+    if architecture == "NPCNN":
+        return {"pattern": npcnn_input(y, mask)}
+    names = ("spectrum", "peaks", "peak_mask", "limits")
+    out = dict.fromkeys(names)
+    for value in delta.unique().tolist():      # one doublet separation at a time
+        rows = delta == value
+        part = prepare(y[rows], mask[rows], ratio[rows], value)
+        for name in names:
+            tensor = getattr(part, name)
+            if out[name] is None:
+                out[name] = torch.empty((len(y), *tensor.shape[1:]), dtype=tensor.dtype, device=y.device)
+            out[name][rows] = tensor
+    return out
+
+
+def calibrate(logits: np.ndarray, operating_point: dict) -> np.ndarray:
+    """Probabilities (B, 230) from logits by the card's temperature and prior correction.
+
+    ``p ∝ exp(logits / T + κ ln prior)``: a flat or other prior than the training stream's enters through κ.
+    """
+    z = logits / float(operating_point.get("temperature", 1.0))
+    prior = operating_point.get("log_prior")
+    if prior is not None:
+        z = z + np.asarray(prior)
+    z = z - z.max(1, keepdims=True)
+    p = np.exp(z)
+    return p / p.sum(1, keepdims=True)
+
+
+def _forward(network, inputs) -> dict[str, np.ndarray]:
+    import torch
+
+    with torch.inference_mode():
+        out = network(**inputs)
+    out = out if isinstance(out, dict) else {"logits": out}
+    return {k: v.float().cpu().numpy() for k, v in out.items()}
+
+
+def _run(patterns, entry: ModelCard, network, device, method) -> list[Classification]:
+    import torch
+
+    try:
+        y, mask, ratio, delta = on_common_axis(patterns, device)
+        inputs = prepared_inputs(entry.architecture, y, mask, ratio, delta)
+        out = _forward(network, inputs)
+    except torch.cuda.OutOfMemoryError:
+        if len(patterns) == 1:
+            raise
+        torch.cuda.empty_cache()
+        half = len(patterns) // 2
+        return _run(patterns[:half], entry, network, device, method) + _run(patterns[half:], entry, network, device, method)
+    p = calibrate(out["logits"], entry.operating_point)
+    impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
+    volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)
+    lines = inputs["peak_mask"].sum(1).cpu().numpy() if "peak_mask" in inputs else np.full(len(p), -1)
+    threshold = float(entry.operating_point.get("confident_system_probability", 0.9))
+    results = []
+    for i, pattern in enumerate(patterns):
+        system = np.bincount(SYSTEM_OF_GROUP, weights=p[i], minlength=len(CRYSTAL_SYSTEMS))
+        confident = bool(system.max() >= threshold and not impurity[i] > 0.5 and not 0 <= lines[i] < 4)
+        results.append(Classification(pattern, p[i], method, entry.name, entry.sha256, confident,
+                                      second_phase_probability=float(impurity[i]), primitive_volume=float(volume[i]),
+                                      lines=int(lines[i])))
+    return results
+
