@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crystaldl.examples import load_example
     from crystaldl.powder.classify import Classification, classify_patterns
     from crystaldl.powder.pattern import PowderPattern
 
@@ -17,9 +18,10 @@ _PUBLIC = {
     "Classification": "crystaldl.powder.classify",
     "PowderPattern": "crystaldl.powder.pattern",
     "classify_patterns": "crystaldl.powder.classify",
+    "load_example": "crystaldl.examples",
 }
 
-__all__ = ["Classification", "PowderPattern", "__version__", "classify_patterns"]
+__all__ = ["Classification", "PowderPattern", "__version__", "classify_patterns", "load_example"]
 
 
 def __getattr__(name: str) -> Any:

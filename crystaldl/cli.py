@@ -242,6 +242,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--size", choices=("smoke", "full"), default="full", help="(default: %(default)s)")
     parser.add_argument("--model", help="which network to train; the recipe's default when left out")
     parser.add_argument("--shared", type=Path, metavar="DIR", help="directory with structures and measured patterns")
+    parser.add_argument("--adapt", type=Path, metavar="CKPT", help="second stage: start from CKPT, add measured patterns")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.set_defaults(run=_train_powder)
 

@@ -45,7 +45,7 @@ class Crystal:
         object.__setattr__(self, "cell", np.asarray(self.cell, dtype=float))
         check_space_group(self.space_group)
         if len(self.numbers) != len(self.positions):
-            raise ValueError(f"positions has {len(self.positions)} rows but numbers has {len(self.numbers)}; expected one row an atom.")
+            raise ValueError(f"positions has {len(self.positions)} rows but numbers has {len(self.numbers)}; they must agree.")
 
     @property
     def volume(self) -> float:
@@ -121,7 +121,7 @@ def read_cif(path) -> Crystal:
         raise FileNotFoundError(f"path is {str(path)!r}, which is not a file; expected a CIF.")
     try:
         structure = gemmi.read_small_structure(str(path))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"path is {str(path)!r}, which does not read as a CIF ({error}).") from None
     sites = [s for s in structure.get_all_unit_cell_sites() if s.element.atomic_number > 0]
     if not sites:
@@ -245,7 +245,7 @@ def jitter(crystal: Crystal, rng: np.random.Generator, sigma: float = 0.1) -> Cr
     g = np.sqrt(np.diag(metric_tensor(crystal.cell)))
     raw = rng.normal(0.0, sigma, crystal.positions.shape) / g
     total = np.zeros_like(raw)
-    for w, p in zip(symmetry.rotations, symmetry.permutations):
+    for w, p in zip(symmetry.rotations, symmetry.permutations, strict=True):
         np.add.at(total, p, raw @ w.T)
     # the average shrinks the displacement by about sqrt(orbit length): restore the asked-for size
     shift = total / np.sqrt(len(symmetry.rotations))

@@ -7,7 +7,7 @@ parameters follow the crystal system; the volume follows the contents; atoms kee
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import njit
@@ -33,12 +33,12 @@ class _Sites:
     offsets: np.ndarray            # (m, 3)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sites(number: int) -> _Sites:
     ops = operations(number)
     shifts = np.array([[i, j, k] for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)], dtype=float)
     projectors, offsets = [], []
-    for w, t in zip(ops.rotations, ops.translations):
+    for w, t in zip(ops.rotations, ops.translations, strict=True):
         powers = [np.eye(3)]
         while True:
             nxt = powers[-1] @ w

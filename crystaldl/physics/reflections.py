@@ -36,7 +36,7 @@ def _count(g, q2min, q2max, hm, km, lm):
     n = 0
     for h in range(hm + 1):
         for k in range(-km if h > 0 else 0, km + 1):
-            for l in range(-lm if (h > 0 or k > 0) else 1, lm + 1):
+            for l in range(-lm if (h > 0 or k > 0) else 1, lm + 1):  # noqa: E741
                 q2 = h * h * g[0, 0] + k * k * g[1, 1] + l * l * g[2, 2] + 2 * (h * k * g[0, 1] + h * l * g[0, 2] + k * l * g[1, 2])
                 if q2min <= q2 <= q2max:
                     n += 1
@@ -44,7 +44,7 @@ def _count(g, q2min, q2max, hm, km, lm):
 
 
 @njit(cache=True, fastmath=True, nogil=True)
-def _half_sphere(xyz, weight, start, coeff, z_term, biso, g, q2min, q2max, hm, km, lm):
+def _half_sphere(xyz, weight, start, coeff, z_term, biso, g, q2min, q2max, hm, km, lm):  # noqa: PLR0913
     """hkl, q² and |F|² of one of each Friedel pair; atoms sorted by species, ``start`` their first indices."""
     atoms, species = xyz.shape[0], coeff.shape[0]
     n = _count(g, q2min, q2max, hm, km, lm)
@@ -64,7 +64,7 @@ def _half_sphere(xyz, weight, start, coeff, z_term, biso, g, q2min, q2max, hm, k
                 b = sign_k * sk[ak, j]
                 pr[j] = weight[j] * (ch[h, j] * ck[ak, j] - sh[h, j] * b)
                 pi[j] = weight[j] * (sh[h, j] * ck[ak, j] + ch[h, j] * b)
-            for l in range(-lm if (h > 0 or k > 0) else 1, lm + 1):
+            for l in range(-lm if (h > 0 or k > 0) else 1, lm + 1):  # noqa: E741
                 q2 = h * h * g[0, 0] + k * k * g[1, 1] + l * l * g[2, 2] + 2 * (h * k * g[0, 1] + h * l * g[0, 2] + k * l * g[1, 2])
                 if q2 < q2min or q2 > q2max:
                     continue

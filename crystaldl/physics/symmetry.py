@@ -7,7 +7,7 @@ gemmi gives (unique axis b, hexagonal axes for rhombohedral groups). Arrays over
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import permutations, product
 
 import gemmi
@@ -29,7 +29,7 @@ def check_space_group(number: int, argument: str = "space_group") -> int:
     return int(number)
 
 
-@lru_cache(maxsize=None)
+@cache
 def space_group(number: int) -> gemmi.SpaceGroup:
     """gemmi's space group in the reference setting (origin choice 2 where there are two)."""
     check_space_group(number, "number")
@@ -43,7 +43,8 @@ def space_group(number: int) -> gemmi.SpaceGroup:
 @lru_cache(maxsize=1)
 def symbols() -> tuple[str, ...]:
     """Short Hermann-Mauguin symbols of the 230 groups, e.g. ``"P21/c"``."""
-    return tuple(space_group(n).short_name() for n in range(1, 231))
+    # gemmi writes H for rhombohedral groups on hexagonal axes; International Tables write R
+    return tuple(space_group(n).short_name().replace("H", "R", 1) for n in range(1, 231))
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +67,7 @@ class Operations:
     translations: np.ndarray
 
 
-@lru_cache(maxsize=None)
+@cache
 def operations(number: int) -> Operations:
     """All operations of a space group per conventional cell, translations in [0, 1)."""
     ops = list(space_group(number).operations())

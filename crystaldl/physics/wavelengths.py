@@ -112,7 +112,9 @@ class Radiation:
 
 def _check_length(value: float) -> None:
     if not (isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > 0):
-        raise WavelengthError(f"wavelength is {value!r}; expected a finite number above 0, in Å, or a name like 'CuKa'.")
+        raise WavelengthError(
+            f"wavelength is {value!r}; expected a finite number above 0, in Å, or a name like 'CuKa'."
+        )
 
 
 def known_names() -> list[str]:
@@ -224,5 +226,7 @@ def _warn_if_implausible(value: float) -> None:
         anode = _match_anode(meant)
         hint = f"is it in {unit}, did you mean {meant:.6g} Å{f' ({anode} Kα)' if anode else ''}?"
     warnings.warn(
-        f"wavelength {value:.6g} Å is outside the usual {low:g} to {high:g} Å; {hint}", PlausibilityWarning, stacklevel=4
+        f"wavelength {value:.6g} Å is outside the usual {low:g} to {high:g} Å; {hint}",
+        PlausibilityWarning,
+        stacklevel=4,
     )

@@ -66,7 +66,9 @@ def check_sigma(sigma, n: int, *, reverse: bool) -> np.ndarray | None:
     if s.size != n:
         raise DataError(f"two_theta has {n} points but sigma has {s.size}; both must have the same length.")
     if np.isinf(s).any() or np.any(s < 0):
-        raise DataError("sigma holds negative or infinite values; expected standard uncertainties, 0 or NaN if unknown.")
+        raise DataError(
+            "sigma holds negative or infinite values; expected standard uncertainties, 0 or NaN if unknown."
+        )
     return s[::-1].copy() if reverse else s
 
 

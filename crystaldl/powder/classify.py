@@ -3,6 +3,7 @@
 `classify_patterns` prepares a batch, runs a shipped network and turns its calibrated probabilities into
 `Classification` results. A new method joins by a line in METHODS.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,8 +21,15 @@ from .result import Classification
 METHODS = {"auto": None, "network": None, "npcnn": "npcnn"}
 
 
-def classify_patterns(patterns: Sequence[PowderPattern], method: str = "auto", *, model: str | None = None,
-                      device: str = "auto", batch_size: int = 128, progress: bool = True) -> list[Classification]:
+def classify_patterns(
+    patterns: Sequence[PowderPattern],
+    method: str = "auto",
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    batch_size: int = 128,
+    progress: bool = True,
+) -> list[Classification]:
     """Classify many powder patterns at once.
 
     Parameters
@@ -58,7 +66,11 @@ def classify_patterns(patterns: Sequence[PowderPattern], method: str = "auto", *
     if not patterns:
         return []
     network = _network(entry.name, str(target))
-    return [result for chunk in _batches(patterns, batch_size, progress) for result in _run(chunk, entry, network, target, method)]
+    return [
+        result
+        for chunk in _batches(patterns, batch_size, progress)
+        for result in _run(chunk, entry, network, target, method)
+    ]
 
 
 def _check_patterns(patterns) -> list[PowderPattern]:
@@ -77,7 +89,9 @@ def _choose_model(method: str, model: str | None) -> ModelCard:
     if model is not None:
         entry = card(model)
         if entry.task != "powder":
-            raise UnknownModelError(f"model is {model!r}, made for {entry.task}; powder models are {', '.join(available('powder'))}.")
+            raise UnknownModelError(
+                f"model is {model!r}, made for {entry.task}; powder models are {', '.join(available('powder'))}."
+            )
         return entry
     kind = METHODS[method]
     if kind is None:
@@ -100,10 +114,12 @@ def _network(name: str, device: str):
 def _batches(patterns, size, progress):
     from tqdm import tqdm
 
-    with tqdm(total=len(patterns), desc="classifying", unit="pattern", disable=not progress or len(patterns) < 2) as bar:
+    with tqdm(
+        total=len(patterns), desc="classifying", unit="pattern", disable=not progress or len(patterns) < 2
+    ) as bar:
         for i in range(0, len(patterns), size):
-            yield patterns[i:i + size]
-            bar.update(len(patterns[i:i + size]))
+            yield patterns[i : i + size]
+            bar.update(len(patterns[i : i + size]))
 
 
 def on_common_axis(patterns: Sequence[PowderPattern], device="cpu"):
@@ -120,8 +136,10 @@ def on_common_axis(patterns: Sequence[PowderPattern], device="cpu"):
     y, mask = (torch.as_tensor(np.array([p[k] for p in pairs])).to(device) for k in (0, 1))
     for pattern, measured in zip(patterns, mask.sum(1).tolist(), strict=True):
         if measured < 500:
-            raise DataError(f"{pattern.name or 'pattern'} covers only {measured * prepare.AXIS_STEP:.1f}° of the range 4–100° "
-                            "(2θ for Cu) that classification uses; expected at least 10°.")
+            raise DataError(
+                f"{pattern.name or 'pattern'} covers only {measured * prepare.AXIS_STEP:.1f}° of the range 4–100° "
+                "(2θ for Cu) that classification uses; expected at least 10°."
+            )
     raw = torch.tensor([not p.background_subtracted for p in patterns], device=y.device)
     if raw.any():
         y[raw] = prepare.subtract_background(y[raw], mask[raw])
@@ -145,7 +163,7 @@ def prepared_inputs(architecture: str, y, mask, ratio, delta):
         return {"pattern": npcnn_input(y, mask)}
     names = ("spectrum", "peaks", "peak_mask", "limits")
     out = dict.fromkeys(names)
-    for value in delta.unique().tolist():      # one doublet separation at a time
+    for value in delta.unique().tolist():  # one doublet separation at a time
         rows = delta == value
         part = prepare(y[rows], mask[rows], ratio[rows], value)
         for name in names:
@@ -191,7 +209,9 @@ def _run(patterns, entry: ModelCard, network, device, method) -> list[Classifica
             raise
         torch.cuda.empty_cache()
         half = len(patterns) // 2
-        return _run(patterns[:half], entry, network, device, method) + _run(patterns[half:], entry, network, device, method)
+        return _run(patterns[:half], entry, network, device, method) + _run(
+            patterns[half:], entry, network, device, method
+        )
     p = calibrate(out["logits"], entry.operating_point)
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)
@@ -201,8 +221,17 @@ def _run(patterns, entry: ModelCard, network, device, method) -> list[Classifica
     for i, pattern in enumerate(patterns):
         system = np.bincount(SYSTEM_OF_GROUP, weights=p[i], minlength=len(CRYSTAL_SYSTEMS))
         confident = bool(system.max() >= threshold and not impurity[i] > 0.5 and not 0 <= lines[i] < 4)
-        results.append(Classification(pattern, p[i], method, entry.name, entry.sha256, confident,
-                                      second_phase_probability=float(impurity[i]), primitive_volume=float(volume[i]),
-                                      lines=int(lines[i])))
+        results.append(
+            Classification(
+                pattern,
+                p[i],
+                method,
+                entry.name,
+                entry.sha256,
+                confident,
+                second_phase_probability=float(impurity[i]),
+                primitive_volume=float(volume[i]),
+                lines=int(lines[i]),
+            )
+        )
     return results
-

@@ -3,6 +3,7 @@
 The question is how a model does on measured patterns without look-alikes in its training. For every fold a network is
 adapted on the other folds and predicts this one; calibration for a fold is fitted on the other folds' predictions.
 """
+
 from __future__ import annotations
 
 import logging
@@ -17,7 +18,7 @@ from scipy.optimize import minimize
 from ..physics.symmetry import SYSTEM_OF_GROUP
 from .measured import MeasuredSet, group_folds
 from .prepare import prepare
-from .recipe import NETWORKS, PowderTask, Settings, predict_logits, training_prior
+from .recipe import NETWORKS, PowderTask, Settings, adaptation_settings, predict_logits, training_prior
 from .stream import GROUP_FREQUENCY
 
 log = logging.getLogger(__name__)
@@ -26,24 +27,28 @@ FOLDS = 5
 
 # --------------------------------------------------------------------------------------------- figures
 
+
 @dataclass(frozen=True)
 class Figures:
     """Accuracy of probabilities against truth; all are fractions."""
 
-    system: float           # crystal system, top-1
-    group: float            # space group, top-1
-    top5: float             # space group among the five most probable
-    macro_f1: float         # of the crystal system, over the systems present
-    ece_system: float       # expected calibration error, 10 bins of equal count
+    system: float  # crystal system, top-1
+    group: float  # space group, top-1
+    top5: float  # space group among the five most probable
+    macro_f1: float  # of the crystal system, over the systems present
+    ece_system: float  # expected calibration error, 10 bins of equal count
     ece_group: float
-    system_at_half: float   # crystal-system accuracy over the most confident half
+    system_at_half: float  # crystal-system accuracy over the most confident half
     group_at_half: float
     count: int
 
 
 def _ece(confidence, correct, bins: int = 10) -> float:
     order = np.argsort(confidence)
-    return float(sum(abs(confidence[b].mean() - correct[b].mean()) * len(b) for b in np.array_split(order, bins) if len(b)) / len(order))
+    return float(
+        sum(abs(confidence[b].mean() - correct[b].mean()) * len(b) for b in np.array_split(order, bins) if len(b))
+        / len(order)
+    )
 
 
 def system_probabilities(p: np.ndarray) -> np.ndarray:
@@ -65,12 +70,21 @@ def figures(p: np.ndarray, group: np.ndarray) -> Figures:
     half = len(p) // 2
     best_system, best_group = np.argsort(-system.max(1))[:half], np.argsort(-p.max(1))[:half]
     right_system, right_group = guess == truth, order[:, 0] == group
-    return Figures(float(right_system.mean()), float(right_group.mean()), float((order == group[:, None]).any(1).mean()),
-                   float(np.mean(f1)), _ece(system.max(1), right_system), _ece(p.max(1), right_group),
-                   float(right_system[best_system].mean()), float(right_group[best_group].mean()), len(p))
+    return Figures(
+        float(right_system.mean()),
+        float(right_group.mean()),
+        float((order == group[:, None]).any(1).mean()),
+        float(np.mean(f1)),
+        _ece(system.max(1), right_system),
+        _ece(p.max(1), right_group),
+        float(right_system[best_system].mean()),
+        float(right_group[best_group].mean()),
+        len(p),
+    )
 
 
 # --------------------------------------------------------------------------------------------- calibration
+
 
 def natural_log_ratio() -> np.ndarray:
     """ln(natural / training) share of each space group: what the stream over-represents so that no group is unknown."""
@@ -101,12 +115,19 @@ def fit_calibration(logits: np.ndarray, group: np.ndarray) -> dict:
     def loss(x):
         p = softmax(logits / np.exp(x[0]) + x[1] * ratio)
         rows = np.arange(len(p))
-        nll = -np.log(p[rows, group - 1].clip(1e-9)).mean() - np.log(system_probabilities(p)[rows, truth].clip(1e-9)).mean()
+        nll = (
+            -np.log(p[rows, group - 1].clip(1e-9)).mean()
+            - np.log(system_probabilities(p)[rows, truth].clip(1e-9)).mean()
+        )
         return nll + 0.01 * x[0] ** 2 + 0.02 * x[1] ** 2
 
     best = minimize(loss, [0.2, 0.0], method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-5}).x
     power = float(np.clip(best[1], -0.2, 1.0))
-    return {"temperature": float(np.exp(best[0])), "prior_power": power, "log_prior": [round(float(v), 4) for v in power * ratio]}
+    return {
+        "temperature": float(np.exp(best[0])),
+        "prior_power": power,
+        "log_prior": [round(float(v), 4) for v in power * ratio],
+    }
 
 
 def apply_calibration(logits: np.ndarray, point: dict) -> np.ndarray:
@@ -125,15 +146,25 @@ def calibrated_out_of_fold(logits: np.ndarray, group: np.ndarray, fold: np.ndarr
 
 # --------------------------------------------------------------------------------------------- methods
 
-def out_of_fold_logits(network: str, init: Path, measured: MeasuredSet, lines, out: Path, minutes: float,
-                       settings: Settings | None = None, threads: int | None = None, folds: int = FOLDS) -> np.ndarray:
+
+def out_of_fold_logits(
+    network: str,
+    init: Path,
+    measured: MeasuredSet,
+    lines,
+    out: Path,
+    minutes: float,
+    settings: Settings | None = None,
+    threads: int | None = None,
+    folds: int = FOLDS,
+) -> np.ndarray:
     """Adapt ``network`` from the pretrained weights ``init`` on all folds but one, in turn; logits (n, 230).
 
     Each fold's logits are kept under ``out``, so that an interrupted run goes on where it stopped.
     """
     from ..training.loop import TrainOptions, load_checkpoint_weights, train
 
-    settings = settings or Settings(network=network)
+    settings = settings or adaptation_settings(network)
     fold = group_folds(measured.group, measured.space_group, folds)
     logits = np.zeros((len(measured), 230), np.float32)
     out.mkdir(parents=True, exist_ok=True)
@@ -141,10 +172,28 @@ def out_of_fold_logits(network: str, init: Path, measured: MeasuredSet, lines, o
         path = out / f"{network}-fold{k}.npy"
         inside = torch.as_tensor(fold == k)
         if not path.is_file():
-            task = PowderTask(replace(settings, seed=settings.seed + 100 + k), lines, None, measured.subset(~inside), measured.subset(inside))
-            result = train(task, TrainOptions(out=out / f"{network}-fold{k}", minutes=minutes, device="cpu", init=init, threads=threads,
-                                              warmup_steps=50, ema_decay=0.995, evaluate_every_minutes=2.0, progress=False,
-                                              checkpoint_every_minutes=1e3))
+            task = PowderTask(
+                replace(settings, seed=settings.seed + 100 + k),
+                lines,
+                None,
+                measured.subset(~inside),
+                measured.subset(inside),
+            )
+            result = train(
+                task,
+                TrainOptions(
+                    out=out / f"{network}-fold{k}",
+                    minutes=minutes,
+                    device="cpu",
+                    init=init,
+                    threads=threads,
+                    warmup_steps=50,
+                    ema_decay=0.995,
+                    evaluate_every_minutes=2.0,
+                    progress=False,
+                    checkpoint_every_minutes=1e3,
+                ),
+            )
             model = NETWORKS[network](**settings.arguments)
             model.load_state_dict(load_checkpoint_weights(result.checkpoint))
             part = measured.subset(inside)

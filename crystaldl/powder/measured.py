@@ -4,6 +4,7 @@ What a measured pattern teaches survives changes that keep its symmetry: scaling
 structure factors (a smooth random modulation of the intensities; absent lines stay absent), more noise, broader lines,
 a shorter range.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -41,11 +42,13 @@ class MeasuredSet:
     def __len__(self) -> int:
         return len(self.space_group)
 
-    def subset(self, index) -> "MeasuredSet":
-        return MeasuredSet(self.y[index], self.mask[index], self.ratio[index], self.space_group[index], self.group[index])
+    def subset(self, index) -> MeasuredSet:
+        return MeasuredSet(
+            self.y[index], self.mask[index], self.ratio[index], self.space_group[index], self.group[index]
+        )
 
     @classmethod
-    def rruff(cls, shared) -> "MeasuredSet":
+    def rruff(cls, shared) -> MeasuredSet:
         """The measured RRUFF patterns (Cu Kα doublet) under a shared data folder."""
         path = Path(shared).joinpath(*RRUFF_FILE)
         if not path.is_file():
@@ -54,8 +57,13 @@ class MeasuredSet:
             pairs = [to_common_axis(data["two_theta"], row, 1.540593) for row in data["intensity"]]
             y = torch.tensor(np.array([p[0] for p in pairs]))
             y = y / y.amax(1, keepdim=True).clamp_min(1e-9)
-            return cls(y, torch.tensor(np.array([p[1] for p in pairs])), torch.full((len(y),), 0.5),
-                       torch.tensor(data["space_group"].astype(np.int64)), torch.tensor(data["group"].astype(np.int64)))
+            return cls(
+                y,
+                torch.tensor(np.array([p[1] for p in pairs])),
+                torch.full((len(y),), 0.5),
+                torch.tensor(data["space_group"].astype(np.int64)),
+                torch.tensor(data["group"].astype(np.int64)),
+            )
 
 
 def group_folds(group, space_group, folds: int = 5, seed: int = 0) -> np.ndarray:
@@ -120,7 +128,8 @@ def augment(y: Tensor, mask: Tensor, g: torch.Generator, strength: float = 1.0) 
     y = y + noise * torch.sqrt(0.2 + y.clamp_min(0)) * _randn(y.shape, g, device)
     axis = torch.as_tensor(common_axis(), dtype=torch.float32, device=device)[None]
     cut = torch.rand((b, 2), generator=g, device=device)
-    lo = torch.where(cut[:, :1] < 0.25, 4.0 + 16.0 * torch.rand((b, 1), generator=g, device=device), torch.zeros((b, 1), device=device))
-    hi = torch.where(cut[:, 1:] < 0.25, 55.0 + 35.0 * torch.rand((b, 1), generator=g, device=device), torch.full((b, 1), 200.0, device=device))
+    low, high = (torch.rand((b, 1), generator=g, device=device) for _ in range(2))
+    lo = torch.where(cut[:, :1] < 0.25, 4.0 + 16.0 * low, torch.zeros_like(low))
+    hi = torch.where(cut[:, 1:] < 0.25, 55.0 + 35.0 * high, torch.full_like(high, 200.0))
     mask = mask * ((axis >= lo) & (axis <= hi)).to(mask.dtype)
     return y * mask, mask

@@ -42,7 +42,7 @@ class NPCNN(nn.Module):
         return self.classifier(self.features(pattern[:, None]))
 
     @torch.no_grad()
-    def compress(self, rank: int, inputs: Tensor) -> "NPCNN":
+    def compress(self, rank: int, inputs: Tensor) -> NPCNN:
         """The same network with its wide layers replaced by rank-``rank`` products, best for the given patterns.
 
         Each weight W is replaced by ``U Uᵀ W`` with U the leading principal directions of the layer's outputs

@@ -13,7 +13,7 @@ import numpy as np
 from crystaldl.errors import DataError
 from crystaldl.physics.wavelengths import Radiation
 from crystaldl.powder import axes
-from crystaldl.powder.linefit import Lines, choose_doublet, fit_lines
+from crystaldl.powder.linefit import Lines, choose_doublet, fit_lines, split_lines
 from crystaldl.powder.linesearch import Sampled, line_width, sample, search
 
 __all__ = ["PeakList", "find_peaks"]
@@ -81,7 +81,9 @@ class PeakList:
         return f"<PeakList: {len(self)} lines, {self.position[0]:.3f}…{self.position[-1]:.3f}° 2θ, {self.radiation}>"
 
     def _repr_html_(self) -> str:
-        return f"<p>{len(self)} lines ({self.radiation})</p>" + self.to_dataframe().to_html(float_format="{:.4f}".format)
+        return f"<p>{len(self)} lines ({self.radiation})</p>" + self.to_dataframe().to_html(
+            float_format="{:.4f}".format
+        )
 
 
 def find_peaks(pattern, min_significance: float = 5.0, max_peaks: int | None = None) -> PeakList:
@@ -127,7 +129,7 @@ def _measure(data: Sampled, width, radiation: Radiation, threshold: float) -> Li
         lines = fit_lines(data, more, radiation, threshold, lines)
         if len(lines) == before:
             break
-    return lines
+    return split_lines(data, lines, radiation, threshold)
 
 
 def _result(lines: Lines, radiation: Radiation, max_peaks: int | None) -> PeakList:

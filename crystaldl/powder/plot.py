@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
+
 import numpy as np
 
 from crystaldl.errors import DataError
 
-__all__ = ["plot_pattern"]
+__all__ = ["plot_classification", "plot_pattern", "typeset_symbol"]
 
 _AXES = ("two_theta", "q", "d")
 _SCALES = ("sqrt", "linear", "log")
@@ -57,7 +60,9 @@ def plot_pattern(pattern, ax=None, *, axis: str = "two_theta", scale: str = "sqr
     ax.set_ylabel(f"Intensity ({'counts' if _is_counts(pattern) else 'arb. units'})")
     ax.tick_params(direction="in", which="both", top=True, right=True)
     if axis != "d":
-        ax.minorticks_on()
+        from matplotlib.ticker import AutoMinorLocator
+
+        ax.xaxis.set_minor_locator(AutoMinorLocator())
     if pattern.name:
         ax.set_title(pattern.name, loc="left", fontsize="medium")
     return ax.figure, ax
@@ -145,3 +150,150 @@ def _axis_label(pattern, axis: str) -> str:
 def _is_counts(pattern) -> bool:
     y = pattern.intensity[~pattern.mask]
     return not pattern.background_subtracted and bool(np.all(y == np.round(y)))
+
+
+# -- classification ------------------------------------------------------------------------------------------------
+
+
+_PALE, _INK, _GREEN, _AMBER = "#b9c7d6", "#3a3a3a", "#2e7d4f", "#b26a00"
+
+
+def plot_classification(result, n: int = 5, scale: str = "sqrt"):
+    """Draw a classification: the pattern, and below it the probable crystal systems and space groups.
+
+    A pattern that still has its background is drawn with the background that `subtract_background` finds, dashed.
+    Space groups of the most probable crystal system are dark.
+
+    Parameters
+    ----------
+    result : Classification
+    n : int
+        How many space groups.
+    scale : {"sqrt", "linear", "log"}
+        Of the intensity.
+
+    Returns
+    -------
+    (Figure, (3,) array of Axes)
+        Axes of the pattern, of the crystal systems and of the space groups.
+    """
+    import matplotlib.pyplot as plt
+
+    top = result.top(n)
+    figure = plt.figure(figsize=(7.2, 3.2 + max(1.9, 0.7 + 0.2 * n)), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(2.6, max(1.9, 0.7 + 0.2 * n)), width_ratios=(1, 1))
+    axes = np.array([figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])])
+    plot_pattern(result.pattern, axes[0], scale=scale)
+    _draw_background(axes[0], result.pattern)
+    axes[0].set_title(_verdict(result), loc="right", fontsize="medium", color=_GREEN if result.confident else _AMBER)
+    systems = result.crystal_system_probabilities
+    best = [name == result.crystal_system for name in systems]
+    _draw_bars(axes[1], list(systems), list(systems.values()), best)
+    axes[1].set_title("Crystal system", loc="left", fontsize="medium")
+    inside = [_system_of(number) == result.crystal_system for number, _, _ in top]
+    labels = [f"{typeset_symbol(symbol)} ({number})" for number, symbol, _ in top]
+    _draw_bars(axes[2], labels, [probability for *_, probability in top], inside)
+    axes[2].set_title("Space group (number)", loc="left", fontsize="medium")
+    figure.supxlabel(_small_print(result), x=0.01, ha="left", fontsize="x-small", color=_INK)
+    return figure, axes
+
+
+def _draw_background(ax, pattern) -> None:
+    if pattern.background_subtracted or pattern.background is not None:
+        return
+    from crystaldl.powder.background import estimate_background
+
+    background = estimate_background(pattern.two_theta, pattern.intensity)
+    ax.plot(pattern.two_theta, background, color=_RED, lw=0.9, ls="--", zorder=4)
+
+
+def _verdict(result) -> str:
+    name = f"{result.crystal_system}, {typeset_symbol(result.space_group_symbol)}"
+    return name + (" – confident" if result.confident else " – not confident")
+
+
+def _system_of(number: int) -> str:
+    from crystaldl.physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP
+
+    return CRYSTAL_SYSTEMS[SYSTEM_OF_GROUP[number - 1]]
+
+
+def _draw_bars(ax, labels, values, dark) -> None:
+    """Horizontal bars from top to bottom with their values in per cent; a bar is dark where ``dark`` says so."""
+    place = np.arange(len(labels))
+    colours = [_BLUE if strong else _PALE for strong in dark]
+    ax.barh(place, values, height=0.72, color=colours)
+    for y, value in zip(place, values, strict=True):
+        text = f"{value:.0%}" if value >= 0.005 else "<1%" if value > 0 else "0%"
+        ax.text(value + 0.015, y, text, va="center", fontsize="small", color=_INK)
+    ax.set_yticks(place, labels)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.12)
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+    ax.set_xlabel("Probability")
+    ax.tick_params(axis="y", length=0)
+    ax.tick_params(axis="x", direction="in")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _small_print(result) -> str:
+    members = len(result.extinction_space_groups)
+    groups = "1 space group" if members == 1 else f"{members} space groups"
+    parts = [f"Extinction group {typeset_symbol(result.extinction_group)} ({groups})"]
+    if result.lines >= 0:
+        parts.append("1 line found" if result.lines == 1 else f"{result.lines} lines found")
+    if np.isfinite(result.second_phase_probability):
+        parts.append(f"second phase {result.second_phase_probability:.0%}")
+    return "   ·   ".join([*parts, f"model {result.model}"])
+
+
+@cache
+def _spaced_symbols() -> dict[str, tuple[str, ...]]:
+    """Short symbol -> its parts.  Only the spaced form tells P 3 2 1 (150) from P 32 (145) followed by 1."""
+    from crystaldl.physics.symmetry import space_group, symbols
+
+    out = {}
+    for number, short in enumerate(symbols(), start=1):
+        parts = space_group(number).hm.split()
+        if 3 <= number <= 15:
+            parts = [part for part in parts if part != "1"]
+        out[short] = out["".join(parts)] = tuple(parts)
+        # rhombohedral groups on hexagonal axes: some write H for their R
+        out["".join(["H", *parts[1:]]) if parts[0] == "R" else short] = tuple(parts)
+    return out
+
+
+def typeset_symbol(symbol: str) -> str:
+    """A Hermann-Mauguin symbol as mathtext: screw axes with subscripts, inversion axes with overbars.
+
+    Parameters
+    ----------
+    symbol : str
+        Short symbol of a space group (``"P21/c"``, ``"R-3m"``), or any symbol with its parts set apart
+        (``"P 1 21/c 1"``, the extinction symbol ``"P - 21 c"``).
+
+    Returns
+    -------
+    str
+        Such as ``"$P2_1/c$"``.
+
+    Raises
+    ------
+    DataError
+        A symbol without spaces that none of the 230 space groups has.
+    """
+    if symbol.startswith("as "):  # an extinction group without a symbol of its own
+        return "as " + typeset_symbol(symbol[3:])
+    known = _spaced_symbols().get(symbol)
+    if known is not None:
+        return f"${''.join(map(_typeset_part, known))}$"
+    if " " not in symbol.strip():
+        raise DataError(f"symbol is {symbol!r}; expected a short symbol of a space group, such as 'P21/c' or 'R-3m'.")
+    return "$" + r"\;".join(map(_typeset_part, symbol.split())) + "$"
+
+
+def _typeset_part(part: str) -> str:
+    if part == "-":
+        return "{–}"
+    part = re.sub(r"-(\d)", r"\\overline{\1}", part)
+    return re.sub(r"(?<![{\d])(\d)(\d)", r"\1_\2", part)

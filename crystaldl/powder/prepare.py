@@ -83,13 +83,13 @@ class Prepared:
     peak_mask: Tensor       # (B, MAX_PEAKS) bool, True for a peak
     limits: Tensor          # (B, 2): ln(1/d) of the first and last measured point
 
-    def to(self, device) -> "Prepared":
+    def to(self, device) -> Prepared:
         return Prepared(*(t.to(device) for t in (self.spectrum, self.peaks, self.peak_mask, self.limits)))
 
     def __len__(self) -> int:
         return self.spectrum.shape[0]
 
-    def __getitem__(self, index) -> "Prepared":
+    def __getitem__(self, index) -> Prepared:
         return Prepared(self.spectrum[index], self.peaks[index], self.peak_mask[index], self.limits[index])
 
 

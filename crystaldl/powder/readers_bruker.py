@@ -145,6 +145,8 @@ def read_stoe(content: bytes, name: str) -> Scan:
     data = 512 * (b.get("H", 0x1DC) - b.get("H", 0x1DA))
     if data < 1024:
         raise unusable(name, "a STOE RAW file with an unknown layout", "its data to begin after the headers")
+    if len(content) < 512 * b.get("H", 0x1DC):
+        raise b.truncated(512 * b.get("H", 0x1DC))
     n = b.get("H", data - 0x1DE)
     start, end, step = b.get("f", data - 0x1D4), b.get("f", data - 0x1CC), b.get("f", data - 0x1C4)
     axis = uniform_axis(round(start, 6), round(step, 6), n, name)

@@ -58,11 +58,12 @@ def read_columns(content: bytes, name: str) -> Scan:
         raise unusable(name, f"a text with {len(rows)} rows of numbers", f"{_TABLE}, at least {MIN_POINTS} rows")
     if foreign > 5 + 0.02 * len(rows):
         raise unusable(name, f"{foreign} of its lines between the numbers are other text", _TABLE)
-    width = int(np.median([len(r) for r in rows]))
-    complete = [r for r in rows if len(r) >= width]
-    if width < 2 or len(complete) < len(rows) - 2:
+    lengths = [len(r) for r in rows]
+    width = max(set(lengths), key=lengths.count)
+    complete = [r for r in rows if len(r) == width]
+    if len(complete) < len(rows) - 2:
         raise unusable(name, "its rows have different numbers of columns", _TABLE)
-    table = np.array([r[:width] for r in complete])
+    table = np.array(complete)
     titles = _titles(header, dialect[0], width)
     x, y = table[:, 0], table[:, 1]
     meta = {"format": "RRUFF" if any(h.startswith("##") for h in header) else "columns"}
@@ -169,7 +170,7 @@ def _header_radiation(header: list[str], facts: dict[str, str]):
         except (ValueError, WavelengthError):
             pass  # not ours after all; the general search below decides
     text = "\n".join(header)
-    number = r"[^0-9\n]{0,30}?([0-9]*[.,][0-9]+)"
+    number = r"[^0-9\n]{0,30}?([0-9]+[.,][0-9]+)"
     for key in (r"k[-_ ]?alpha[-_ ]?1", r"alpha1", r"wave[-_ ]?length", r"lambda", "λ"):
         match = re.search(key + number, text, re.IGNORECASE)
         if match:
@@ -197,9 +198,15 @@ def read_ras(content: bytes, name: str) -> Scan:
         table = np.array(rows)
         y = table[:, 1] * table[:, 2] if table.shape[1] > 2 else table[:, 1]
         radiation = lab_radiation(
-            keys.get("HW_XG_WAVE_LENGTH_ALPHA1"), keys.get("HW_XG_WAVE_LENGTH_ALPHA2"), anode=keys.get("HW_XG_TARGET_NAME")
+            keys.get("HW_XG_WAVE_LENGTH_ALPHA1"),
+            keys.get("HW_XG_WAVE_LENGTH_ALPHA2"),
+            anode=keys.get("HW_XG_TARGET_NAME"),
         )
-        meta = {"format": "Rigaku RAS", "anode": keys.get("HW_XG_TARGET_NAME"), "date": keys.get("MEAS_SCAN_START_TIME")}
+        meta = {
+            "format": "Rigaku RAS",
+            "anode": keys.get("HW_XG_TARGET_NAME"),
+            "date": keys.get("MEAS_SCAN_START_TIME"),
+        }
         scans.append(Scan(table[:, 0], y, None, radiation, keys.get("FILE_SAMPLE", ""), meta))
     return merge_scans(scans, name)
 

@@ -67,11 +67,8 @@ def read_xrdml(content: bytes, name: str) -> Scan:
 
 
 def _xrdml_radiation(used, anode):
-    intended = (used.get("intended") or "").replace(" ", "").lower()
-    if intended in ("kα1", "k-alpha1", "kalpha1"):
-        from crystaldl.physics.wavelengths import resolve_radiation
-
-        return resolve_radiation(_text(used, "kAlpha1") or anode).as_single()
+    # "K-Alpha 1" is what PANalytical writes for doublets too, so only Kβ is believed.
+    intended = (used.get("intended") or "").lower()
     if "beta" in intended or "kβ" in intended:
         return lab_radiation(_text(used, "kBeta"))
     return lab_radiation(_text(used, "kAlpha1"), _text(used, "kAlpha2"), _text(used, "ratioKAlpha2KAlpha1"), anode)

@@ -3,6 +3,7 @@
 Two stages. *Pretraining* on simulated patterns only; *adaptation* with a share of measured patterns, strongly
 augmented. PowderNet and NPCNN go through the same two stages on the same stream with the same budget.
 """
+
 from __future__ import annotations
 
 import logging
@@ -18,7 +19,7 @@ from ..physics.symmetry import SYSTEM_OF_GROUP
 from .measured import MeasuredSet, augment
 from .network import NPCNN, PowderNet, level_log_probabilities, levels
 from .prepare import Prepared, npcnn_input, prepare
-from .simulate import Conditions, LineLibrary, simulate
+from .simulate import DEFAULT_CONDITIONS, Conditions, LineLibrary, simulate
 from .stream import stream_prior
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Settings:
     batch_size: int = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
-    measured_share: float = 0.0         # of each batch, in the adaptation stage
+    measured_share: float = 0.0  # of each batch, in the adaptation stage
     augment_strength: float = 1.0
     seed: int = 0
     evaluation_patterns: int = 500
@@ -68,9 +69,15 @@ def space_group_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 class PowderTask:
     """The training loop's view of the powder recipe (see `crystaldl.training.loop.Task`)."""
 
-    def __init__(self, settings: Settings, lines: LineLibrary, held_out: LineLibrary | None = None,
-                 measured: MeasuredSet | None = None, validation: MeasuredSet | None = None,
-                 conditions: Conditions = Conditions()):
+    def __init__(
+        self,
+        settings: Settings,
+        lines: LineLibrary,
+        held_out: LineLibrary | None = None,
+        measured: MeasuredSet | None = None,
+        validation: MeasuredSet | None = None,
+        conditions: Conditions = DEFAULT_CONDITIONS,
+    ):
         self.settings, self.conditions = settings, conditions
         self.name = f"powder-{settings.network}"
         self.lines, self.held_out, self.measured, self.validation = lines, held_out, measured, validation
@@ -94,8 +101,11 @@ class PowderTask:
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         decay = [p for p in model.parameters() if p.ndim > 1]
         rest = [p for p in model.parameters() if p.ndim <= 1]
-        return torch.optim.AdamW([{"params": decay, "weight_decay": self.settings.weight_decay},
-                                  {"params": rest, "weight_decay": 0.0}], lr=self.settings.learning_rate, betas=(0.9, 0.98))
+        return torch.optim.AdamW(
+            [{"params": decay, "weight_decay": self.settings.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=self.settings.learning_rate,
+            betas=(0.9, 0.98),
+        )
 
     def batch(self, step: int, rank: int, world: int, device) -> dict:
         s = self.settings
@@ -112,8 +122,12 @@ class PowderTask:
             labels = torch.cat([labels, part.space_group.to(device) - 1])
             missing = torch.full((real,), torch.nan, device=device)
             volume, impurity = torch.cat([volume, missing]), torch.cat([impurity, missing])
-        return {"labels": labels, "ln_volume": volume, "impurity": impurity,
-                "inputs": inputs_for(s.network, y, mask, ratio)}
+        return {
+            "labels": labels,
+            "ln_volume": volume,
+            "impurity": impurity,
+            "inputs": inputs_for(s.network, y, mask, ratio),
+        }
 
     def _simulated(self, count, rng, g, device):
         pick = np.searchsorted(self._weight, rng.random(count)).clip(0, len(self.lines) - 1)
@@ -145,7 +159,9 @@ class PowderTask:
         figures = {}
         if self.held_out is not None:
             patterns, group = held_out_patterns(self.held_out, self.settings.evaluation_patterns, self.conditions)
-            figures |= _accuracy("simulated", self._predict(model, device, patterns.y, patterns.mask, patterns.doublet_ratio), group)
+            figures |= _accuracy(
+                "simulated", self._predict(model, device, patterns.y, patterns.mask, patterns.doublet_ratio), group
+            )
         if self.validation is not None:
             v = self.validation
             figures |= _accuracy("measured", self._predict(model, device, v.y, v.mask, v.ratio), v.space_group.numpy())
@@ -166,7 +182,7 @@ def predict_logits(model, network: str, y, mask, ratio, device="cpu", batch: int
     return torch.cat(out).numpy()
 
 
-def held_out_patterns(lines: LineLibrary, count: int, conditions: Conditions = Conditions(), seed: int = 77):
+def held_out_patterns(lines: LineLibrary, count: int, conditions: Conditions = DEFAULT_CONDITIONS, seed: int = 77):
     """A fixed set of simulated patterns of structure types kept out of training, and their space groups."""
     rng = np.random.default_rng(seed)
     pick = rng.choice(len(lines), min(count, len(lines)), replace=False)
@@ -182,6 +198,82 @@ def _accuracy(prefix: str, logits: np.ndarray, group: np.ndarray) -> dict[str, f
     np.add.at(system.T, SYSTEM_OF_GROUP, p.T)
     truth = SYSTEM_OF_GROUP[group - 1]
     top5 = np.argsort(-p, axis=1)[:, :5] + 1
-    return {f"{prefix}_system": float((system.argmax(1) == truth).mean()),
-            f"{prefix}_group": float((top5[:, 0] == group).mean()),
-            f"{prefix}_top5": float((top5 == group[:, None]).any(1).mean())}
+    return {
+        f"{prefix}_system": float((system.argmax(1) == truth).mean()),
+        f"{prefix}_group": float((top5[:, 0] == group).mean()),
+        f"{prefix}_top5": float((top5 == group[:, None]).any(1).mean()),
+    }
+
+
+# --------------------------------------------------------------------------------------------- command line
+
+#: sizes of `crystaldl train powder`: number of chunks of 5,000 crystals, network arguments, batch
+FULL_CHUNKS = 16
+SMOKE_ARGUMENTS = {"dim": 32, "layers": 1, "heads": 2, "channels": (8, 8, 16, 32)}
+
+
+def smoke_lines(count: int = 200, seed: int = 0) -> LineLibrary:
+    """Lines of a few random crystals of common groups, made in seconds: for smoke runs and tests."""
+    from .stream import CrystalSource, build_lines
+
+    return build_lines(CrystalSource([], stream_prior()), count, seed, random_only=True)
+
+
+def task_for(network: str, size: str, out: Path, shared: Path | None, seed: int = 0, adapt: bool = False) -> PowderTask:
+    """The training task of one network: crystals (cached under ``out``), measured patterns where ``adapt`` asks for them."""
+    import os
+
+    from .stream import training_lines
+
+    if network not in NETWORKS:
+        raise ValueError(f"model is {network!r}; expected one of {', '.join(NETWORKS)}.")
+    rate = {"powdernet": 1.5e-3, "npcnn": 3e-4}[network]
+    if size == "smoke":
+        arguments = SMOKE_ARGUMENTS if network == "powdernet" else {}
+        lines = smoke_lines(seed=seed)
+        return PowderTask(Settings(network, arguments, 16, rate, seed=seed, evaluation_patterns=64), lines, lines)
+    workers = os.cpu_count() or 1
+    lines = training_lines(out / "lines", shared, FULL_CHUNKS, seed=seed, workers=workers)
+    held = training_lines(out / "lines", shared, 1, 2500, seed=seed, held_out=True, library_only=True)
+    measured = MeasuredSet.rruff(shared) if adapt or (shared and has_measured(shared)) else None
+    settings = adaptation_settings(network, seed) if adapt else Settings(network, learning_rate=rate, seed=seed)
+    return PowderTask(settings, lines, held, measured if adapt else None, None if adapt else measured)
+
+
+def has_measured(shared) -> bool:
+    """Whether a shared folder holds the measured development set."""
+    from .measured import RRUFF_FILE
+
+    return Path(shared).joinpath(*RRUFF_FILE).is_file()
+
+
+def adaptation_settings(network: str, seed: int = 0) -> Settings:
+    """The second stage: two fifths of each batch measured, lower learning rate."""
+    rate = {"powdernet": 6e-4, "npcnn": 1.5e-4}[network]
+    return Settings(network, learning_rate=rate, measured_share=0.4, seed=seed)
+
+
+def train_command(args) -> int:
+    """``crystaldl train powder``: pretraining on simulated patterns, or adaptation to measured ones (``--adapt CKPT``)."""
+    from ..training.checkpoint import read_state
+    from ..training.loop import TrainOptions, train
+
+    if args.resume is not None:
+        read_state(args.resume)      # says what is wrong before minutes of preparation
+    out, shared = Path(args.out), args.shared
+    if shared is not None and not Path(shared).is_dir():
+        raise FileNotFoundError(f"shared is {str(shared)!r}, which is not a directory.")
+    adapt = getattr(args, "adapt", None)
+    if adapt is not None and (shared is None or not has_measured(shared)):
+        raise ValueError("adapt needs measured patterns: give --shared a directory with powder/rruff_measured.npz.")
+    task = task_for(args.model or "powdernet", args.size, out, shared, args.seed, adapt is not None)
+    steps = args.max_steps
+    if steps is None and args.minutes is None:
+        steps = 60 if args.size == "smoke" else None
+    minutes = args.minutes if args.minutes or steps else 9.0
+    options = TrainOptions(out=out, minutes=minutes, max_steps=steps, session_minutes=args.session_minutes,
+                           device=args.device, resume=args.resume, init=adapt, seed=args.seed, threads=args.threads,
+                           warmup_steps=20 if args.size == "smoke" else 300, ema_decay=0.998)
+    result = train(task, options)
+    log.info("%s: %d steps, checkpoint in %s", "finished" if result.finished else "stopped", result.steps, result.checkpoint)
+    return 0

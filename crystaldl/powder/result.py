@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, extinction_members, extinction_of_group, extinction_symbols, symbols
+from ..physics.symmetry import (
+    CRYSTAL_SYSTEMS,
+    SYSTEM_OF_GROUP,
+    extinction_members,
+    extinction_of_group,
+    extinction_symbols,
+    symbols,
+)
 from .pattern import PowderPattern
 
 

@@ -50,7 +50,9 @@ def uniform_axis(start: float, step: float, n: int, name: str) -> np.ndarray:
     """start + step·i in degrees; FileFormatError when the three cannot be those of a powder scan."""
     finite = all(isinstance(v, Real) and np.isfinite(v) for v in (start, step))
     if not finite or not 0 < n <= MAX_POINTS or step == 0 or not -10 < start + step * (n - 1) < 200:
-        raise unusable(name, f"its header says {n} points from {start:g}° in steps of {step:g}°", "a scan below 180° 2θ")
+        raise unusable(
+            name, f"its header says {n} points from {start:g}° in steps of {step:g}°", "a scan below 180° 2θ"
+        )
     return start + step * np.arange(n)
 
 
@@ -121,7 +123,9 @@ def _join(scans: list[Scan], name: str) -> Scan:
 
     def column(field):
         parts = [getattr(s, field) for s in scans]
-        return None if any(p is None for p in parts) else np.concatenate([p[k] for p, k in zip(parts, keep, strict=True)])
+        return (
+            None if any(p is None for p in parts) else np.concatenate([p[k] for p, k in zip(parts, keep, strict=True)])
+        )
 
     meta = {k: v for k, v in scans[0].metadata.items() if not isinstance(v, np.ndarray)}
     return replace(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..physics.crystals import Crystal
 from ..physics.reflections import march_dollase, powder_lines
-from .prepare import AXIS_POINTS, AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis
+from .prepare import AXIS_POINTS, AXIS_START, AXIS_STEP, REFERENCE_WAVELENGTH, common_axis
 
 Q_MAX = 1.0                 # Å⁻¹, the end of the common axis
 MAX_LINES = 320             # strongest lines kept of each crystal
@@ -45,19 +45,19 @@ class LineLibrary:
     def __len__(self) -> int:
         return len(self.space_group)
 
-    def subset(self, index) -> "LineLibrary":
+    def subset(self, index) -> LineLibrary:
         return LineLibrary(*(getattr(self, k)[index] for k in ("q", "intensity", "space_group", "family", "volume")))
 
     def save(self, path) -> None:
         np.savez(path, q=self.q, intensity=self.intensity, space_group=self.space_group, family=self.family, volume=self.volume)
 
     @classmethod
-    def load(cls, path) -> "LineLibrary":
+    def load(cls, path) -> LineLibrary:
         with np.load(Path(path), allow_pickle=False) as data:
             return cls(*(data[k] for k in ("q", "intensity", "space_group", "family", "volume")))
 
     @classmethod
-    def concatenate(cls, parts: list["LineLibrary"]) -> "LineLibrary":
+    def concatenate(cls, parts: list[LineLibrary]) -> LineLibrary:
         return cls(*(np.concatenate([getattr(p, k) for p in parts]) for k in ("q", "intensity", "space_group", "family", "volume")))
 
 
@@ -95,6 +95,9 @@ class Conditions:
     peak_to_noise: tuple = (25.0, 1500.0)
     offset_share: float = 0.6                       # baseline left standing on the noise, then rectified
     cut_share: float = 0.35
+
+
+DEFAULT_CONDITIONS = Conditions()
 
 
 def _uniform(g, shape, lo, hi, device):
@@ -181,7 +184,8 @@ def _profiles(g, b, c: Conditions, w1, device):
     micro = _loguniform(g, (b, 1), *c.strain, device)
     lorentz = torch.rad2deg(0.94 * w1[:, None] / (size * cos)) + torch.rad2deg(4 * micro * tan)
     lorentz = lorentz + base * _uniform(g, (b, 1), 0.0, 0.5, device)
-    tail = c.asymmetry * torch.rand((b, 1), generator=g, device=device) ** 2 * torch.clamp(1 / torch.tan(torch.deg2rad(anchors)), 0, 6) * 0.6
+    cot = torch.clamp(1 / torch.tan(torch.deg2rad(anchors)), 0, 6)
+    tail = 0.6 * c.asymmetry * torch.rand((b, 1), generator=g, device=device) ** 2 * cot
     jacobian = (REFERENCE_WAVELENGTH / w1)[:, None] * cos / torch.sqrt(1 - sin0**2)
     gauss, lorentz, tail = gauss * jacobian, lorentz * jacobian, tail * jacobian
     f = torch.fft.rfftfreq(_FFT, AXIS_STEP, device=device)[None, None]
@@ -213,7 +217,7 @@ def _measure(g, clean, c: Conditions, device):
     noise = torch.where(torch.rand((b, 1), generator=g, device=device) < 0.2, smooth, noise)
     axis = torch.as_tensor(common_axis(), dtype=torch.float32, device=device)[None]
     slope = 1 + _uniform(g, (b, 1), 0.0, 1.0, device) * torch.exp(-(axis - AXIS_START) / 12.0)
-    y = clean + sigma0 * torch.sqrt((slope**2 + clean / background)) * noise
+    y = clean + sigma0 * torch.sqrt(slope**2 + clean / background) * noise
     # slow undulation that the background routine did not follow
     wave = torch.sin(axis / _uniform(g, (b, 1), 3.0, 15.0, device) + _uniform(g, (b, 1), 0, 6.3, device))
     y = y + sigma0 * _uniform(g, (b, 1), 0.0, 0.6, device) * wave
@@ -227,7 +231,7 @@ def _measure(g, clean, c: Conditions, device):
     return y * mask, mask
 
 
-def simulate(q: Tensor, intensity: Tensor, generator: torch.Generator, conditions: Conditions = Conditions(),
+def simulate(q: Tensor, intensity: Tensor, generator: torch.Generator, conditions: Conditions = DEFAULT_CONDITIONS,
              second: tuple[Tensor, Tensor] | None = None, keep_clean: bool = False) -> Patterns:
     """Render a batch of measured-looking patterns.
 
@@ -266,5 +270,3 @@ def simulate(q: Tensor, intensity: Tensor, generator: torch.Generator, condition
     y, mask = _measure(g, clean, conditions, device)
     return Patterns(y, mask, told, share[:, 0], clean if keep_clean else None)
 
-
-__all__ = ["CU_DOUBLET", "Conditions", "LineLibrary", "MAX_LINES", "Patterns", "Q_MAX", "lines_of", "simulate"]

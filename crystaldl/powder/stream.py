@@ -3,6 +3,7 @@
 Lines are computed once (minutes) and patterns are rendered from them on the fly. The space groups follow the
 frequencies of minerals and inorganic compounds, mixed with a uniform share so that no group is unknown.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..physics.crystals import Crystal, aflow_prototypes, jitter, read_library, strain, substitute
 from ..physics.random_crystals import random_crystal
-from ..physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group, BRAVAIS_LATTICES
+from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
 from .simulate import LineLibrary, lines_of
 
 log = logging.getLogger(__name__)
@@ -22,18 +23,18 @@ log = logging.getLogger(__name__)
 # Approximate share (per mille) of the commoner space groups among minerals and inorganic compounds; the others share
 # what the uniform part gives them. Order of magnitude only: the deployed prior is corrected separately.
 GROUP_FREQUENCY = {
-    1: 8, 2: 85, 3: 2, 4: 13, 5: 10, 6: 2, 7: 5, 8: 10, 9: 13, 10: 5, 11: 28, 12: 70, 13: 10, 14: 100, 15: 80, 18: 4, 19: 13,
-    20: 4, 26: 4, 29: 5, 31: 8, 33: 13, 36: 10, 40: 3, 41: 3, 43: 6, 44: 4, 46: 3, 47: 3, 51: 3, 52: 3, 53: 3, 55: 8, 56: 3,
-    57: 5, 58: 8, 59: 6, 60: 8, 61: 13, 62: 60, 63: 25, 64: 7, 65: 4, 67: 3, 69: 3, 70: 5, 71: 6, 72: 4, 74: 5, 82: 5, 84: 3,
-    85: 3, 86: 3, 87: 7, 88: 8, 92: 4, 100: 2, 107: 2, 109: 2, 113: 4, 114: 2, 119: 2, 121: 4, 122: 8, 123: 7, 125: 2, 126: 4,
-    127: 5, 128: 3, 129: 9, 130: 3, 131: 3, 135: 2, 136: 8, 137: 4, 138: 2, 139: 13, 140: 7, 141: 13, 142: 4,
-    143: 4, 144: 2, 146: 6, 147: 6, 148: 22, 149: 2, 150: 5, 152: 5, 154: 5, 155: 6, 156: 4, 157: 2, 159: 4, 160: 18, 161: 9,
-    162: 3, 163: 5, 164: 15, 165: 4, 166: 45, 167: 22, 173: 8, 174: 2, 176: 20, 180: 2, 182: 3, 186: 9, 187: 4, 189: 5, 190: 3,
-    191: 5, 192: 3, 193: 6, 194: 25, 198: 6, 205: 6, 206: 4, 212: 2, 214: 2, 215: 3, 216: 13, 217: 6, 218: 3, 220: 4, 221: 12,
-    223: 3, 224: 2, 225: 28, 227: 28, 229: 6, 230: 9,
-}
+    1: 8, 2: 85, 3: 2, 4: 13, 5: 10, 6: 2, 7: 5, 8: 10, 9: 13, 10: 5, 11: 28, 12: 70, 13: 10, 14: 100, 15: 80, 18: 4,
+    19: 13, 20: 4, 26: 4, 29: 5, 31: 8, 33: 13, 36: 10, 40: 3, 41: 3, 43: 6, 44: 4, 46: 3, 47: 3, 51: 3, 52: 3, 53: 3,
+    55: 8, 56: 3, 57: 5, 58: 8, 59: 6, 60: 8, 61: 13, 62: 60, 63: 25, 64: 7, 65: 4, 67: 3, 69: 3, 70: 5, 71: 6, 72: 4,
+    74: 5, 82: 5, 84: 3, 85: 3, 86: 3, 87: 7, 88: 8, 92: 4, 100: 2, 107: 2, 109: 2, 113: 4, 114: 2, 119: 2, 121: 4,
+    122: 8, 123: 7, 125: 2, 126: 4, 127: 5, 128: 3, 129: 9, 130: 3, 131: 3, 135: 2, 136: 8, 137: 4, 138: 2, 139: 13,
+    140: 7, 141: 13, 142: 4, 143: 4, 144: 2, 146: 6, 147: 6, 148: 22, 149: 2, 150: 5, 152: 5, 154: 5, 155: 6, 156: 4,
+    157: 2, 159: 4, 160: 18, 161: 9, 162: 3, 163: 5, 164: 15, 165: 4, 166: 45, 167: 22, 173: 8, 174: 2, 176: 20,
+    180: 2, 182: 3, 186: 9, 187: 4, 189: 5, 190: 3, 191: 5, 192: 3, 193: 6, 194: 25, 198: 6, 205: 6, 206: 4, 212: 2,
+    214: 2, 215: 3, 216: 13, 217: 6, 218: 3, 220: 4, 221: 12, 223: 3, 224: 2, 225: 28, 227: 28, 229: 6, 230: 9,
+}  # fmt: skip
 UNIFORM_SHARE = 0.3
-HELD_OUT = 0.12             # share of library prototypes never used in training
+HELD_OUT = 0.12  # share of library prototypes never used in training
 
 
 def stream_prior() -> np.ndarray:
@@ -68,7 +69,12 @@ def library_crystals(shared: Path | None) -> tuple[list[Crystal], str]:
 def _texture(crystal: Crystal, rng: np.random.Generator):
     if rng.random() < 0.45:
         return None
-    axis = np.array([(0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1), (1, 0, 1)][rng.choice(6, p=[0.4, 0.15, 0.2, 0.1, 0.1, 0.05])], float)
+    axis = np.array(
+        [(0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1), (1, 0, 1)][
+            rng.choice(6, p=[0.4, 0.15, 0.2, 0.1, 0.1, 0.05])
+        ],
+        float,
+    )
     return axis, float(np.clip(np.exp(rng.normal(-0.15, 0.35)), 0.35, 2.2))
 
 
@@ -84,7 +90,7 @@ class CrystalSource:
 
     crystals: list[Crystal]
     prior: np.ndarray
-    library_strength: float = 6.0       # a group with this many known structure types takes half its crystals from them
+    library_strength: float = 6.0  # a group with this many known structure types takes half its crystals from them
 
     def __post_init__(self):
         types: dict[int, dict[str, list[int]]] = {}
@@ -92,7 +98,9 @@ class CrystalSource:
             types.setdefault(crystal.space_group, {}).setdefault(prototype(crystal), []).append(i)
         self._types = {n: list(t.values()) for n, t in types.items()}
 
-    def draw(self, rng: np.random.Generator, random_only: bool = False, library_only: bool = False) -> tuple[Crystal, int]:
+    def draw(
+        self, rng: np.random.Generator, random_only: bool = False, library_only: bool = False
+    ) -> tuple[Crystal, int]:
         """A crystal and its family number (-1 for a random crystal)."""
         while True:
             number = int(rng.choice(230, p=self.prior)) + 1
@@ -128,8 +136,13 @@ def build_lines(source: CrystalSource, count: int, seed: int, **choice) -> LineL
             continue
         q.append(a), intensity.append(b), group.append(crystal.space_group), family.append(index)
         volume.append(primitive_volume(crystal))
-    return LineLibrary(np.array(q), np.array(intensity), np.array(group, np.int16), np.array(family, np.int32),
-                       np.array(volume, np.float32))
+    return LineLibrary(
+        np.array(q),
+        np.array(intensity),
+        np.array(group, np.int16),
+        np.array(family, np.int32),
+        np.array(volume, np.float32),
+    )
 
 
 def _build_chunk(job) -> str:
@@ -140,8 +153,16 @@ def _build_chunk(job) -> str:
     return str(path)
 
 
-def training_lines(folder, shared: Path | None, chunks: int, chunk_size: int = 5000, seed: int = 0, workers: int = 1,
-                   held_out: bool = False, **choice) -> LineLibrary:
+def training_lines(
+    folder,
+    shared: Path | None,
+    chunks: int,
+    chunk_size: int = 5000,
+    seed: int = 0,
+    workers: int = 1,
+    held_out: bool = False,
+    **choice,
+) -> LineLibrary:
     """Lines of ``chunks × chunk_size`` training crystals, cached as one file a chunk under ``folder``.
 
     ``held_out=True`` draws from the library prototypes that training never sees instead.
@@ -151,8 +172,17 @@ def training_lines(folder, shared: Path | None, chunks: int, chunk_size: int = 5
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tag = "held" if held_out else "train"
-    jobs = [(shared, 1000 * (seed + 1) + k + (500_000 if held_out else 0), chunk_size,
-             folder / f"{tag}-s{seed}-n{chunk_size}-{k:03d}.npz", held_out, choice) for k in range(chunks)]
+    jobs = [
+        (
+            shared,
+            1000 * (seed + 1) + k + (500_000 if held_out else 0),
+            chunk_size,
+            folder / f"{tag}-s{seed}-n{chunk_size}-{k:03d}.npz",
+            held_out,
+            choice,
+        )
+        for k in range(chunks)
+    ]
     missing = [j for j in jobs if not j[3].is_file()]
     if missing:
         log.info("computing the lines of %d crystals", chunk_size * len(missing))

@@ -1,0 +1,173 @@
+"""What ``crystaldl demo`` runs: the main jobs on the sample data, with a figure of each and a summary.
+
+A job is a function ``(folder) -> Report`` in JOBS: it writes its figure into the folder and says what it found.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crystaldl.powder.classify import Classification
+
+__all__ = ["JOBS", "Report", "powder", "run"]
+
+_RIGHT, _WRONG, _INK = "#2e7d4f", "#c0392b", "#1f4e79"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one job found: a title, a table, remarks and the files it wrote."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    remarks: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def __str__(self) -> str:
+        widths = [max(len(row[i]) for row in (self.header, *self.rows)) for i in range(len(self.header))]
+        table = (self.header, tuple("-" * width for width in widths), *self.rows)
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        return "\n".join([self.title, "", *lines, "", *self.remarks, ""])
+
+
+def run(out: str | Path = "demo_output") -> int:
+    """Run all jobs on the sample data.
+
+    Parameters
+    ----------
+    out : path-like
+        Folder for the figures and ``summary.txt``; made where it does not exist.
+
+    Returns
+    -------
+    int
+        0. What goes wrong is raised.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = []
+    for job in JOBS:
+        report = job(folder)
+        sys.stdout.write(f"{report}\n")
+        reports.append(report)
+    (folder / "summary.txt").write_text("\n".join(map(str, reports)), encoding="utf-8")
+    files = ", ".join([*(file for report in reports for file in report.files), "summary.txt"])
+    sys.stdout.write(f"Written to {folder}: {files}\n")
+    return 0
+
+
+# ---------------------------------------------------------------------- powder
+
+
+def powder(folder: Path) -> Report:
+    """Classify the sample powder scans; draws ``powder.png``."""
+    from crystaldl.examples import example_facts, examples, load_example
+    from crystaldl.powder.classify import classify_patterns
+
+    names = [name for name in examples() if name.startswith("powder/")]
+    facts = [example_facts(name) for name in names]
+    patterns = [load_example(name) for name in names]
+    start = time.perf_counter()
+    results = classify_patterns(patterns, progress=False)
+    seconds = time.perf_counter() - start
+    _powder_figure(results, facts, folder / "powder.png")
+    rows = tuple(_powder_row(result, fact) for result, fact in zip(results, facts, strict=True))
+    single = [i for i, fact in enumerate(facts) if len(fact["phases"]) == 1]
+    systems = sum(_system_right(results[i], facts[i]) for i in single)
+    groups = sum(_extinction_right(results[i], facts[i]) for i in single)
+    remarks = (
+        f"Crystal system right in {systems} of {len(single)} single-phase scans, extinction group in {groups}.",
+        f"{len(results)} scans in {seconds:.2f} s, the loading of model {results[0].model} included.",
+        "The scans are simulated: they show how the program is used, not how accurate it is.",
+    )
+    header = ("scan", "truth", "answer", "probability", "space group", "probability", "confident", "")
+    return Report("Powder patterns: crystal system and space group", header, rows, remarks, ("powder.png",))
+
+
+def _main_phase(fact: dict[str, Any]) -> dict[str, Any]:
+    return fact["phases"][0]
+
+
+def _system_right(result: Classification, fact: dict[str, Any]) -> bool:
+    return result.crystal_system == _main_phase(fact)["crystal_system"]
+
+
+def _extinction_right(result: Classification, fact: dict[str, Any]) -> bool:
+    """Whether the truth is among the space groups that the answer's extinction group leaves possible."""
+    return _main_phase(fact)["space_group"] in result.extinction_space_groups
+
+
+def _powder_row(result: Classification, fact: dict[str, Any]) -> tuple[str, ...]:
+    truth = _main_phase(fact)
+    return (
+        fact["title"],
+        f"{truth['crystal_system']}, {truth['symbol']}",
+        result.crystal_system,
+        f"{result.crystal_system_probabilities[result.crystal_system]:.2f}",
+        result.space_group_symbol,
+        f"{result.space_group_probabilities[result.space_group - 1]:.2f}",
+        "yes" if result.confident else "no",
+        "right" if _system_right(result, fact) else "WRONG",
+    )
+
+
+def _typeset_title(title: str) -> str:
+    """Subscripts in the formulas of a title: ``"Quartz SiO2"`` → ``"Quartz SiO$_2$"``."""
+    return re.sub(r"(?<=[A-Za-z])(\d+)", r"$_{\1}$", title)
+
+
+def _powder_figure(results: Sequence[Classification], facts: Sequence[dict[str, Any]], path: Path) -> None:
+    """Small multiples: each scan with its answer, and the truth where the answer differs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 3
+    rows = -(-len(results) // columns)
+    # no pyplot: the demo must not open windows, nor change the backend of whoever calls it
+    figure = Figure(figsize=(10.5, 1.65 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, result, fact in zip(axes, results, facts, strict=False):
+        _powder_panel(ax, result, fact)
+    for ax in axes[len(results) :]:
+        ax.axis("off")
+    figure.supxlabel("2θ (°)", fontsize="medium")
+    figure.supylabel("√ intensity", fontsize="medium")
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _powder_panel(ax: Any, result: Classification, fact: dict[str, Any]) -> None:
+    import numpy as np
+
+    from crystaldl.powder.plot import typeset_symbol
+
+    pattern, truth = result.pattern, _main_phase(fact)
+    y = np.sqrt(pattern.intensity)
+    ax.plot(pattern.two_theta, y, color=_INK, lw=0.6)
+    ax.set_xlim(pattern.two_theta[0], pattern.two_theta[-1])
+    ax.set_ylim(0, 1.62 * np.nanmax(y))
+    ax.set_yticks([])
+    ax.tick_params(direction="in", labelsize="x-small")
+    ax.set_title(_typeset_title(fact["title"]), loc="left", fontsize="small", pad=3)
+    right = _system_right(result, fact)
+    probability = result.crystal_system_probabilities[result.crystal_system]
+    doubt = "" if result.confident else ", not confident"
+    answer = f"{result.crystal_system} {probability:.0%}, {typeset_symbol(result.space_group_symbol)}{doubt}"
+    ax.text(0.985, 0.95, answer, transform=ax.transAxes, ha="right", va="top", fontsize="small",
+            color=_RIGHT if right else _WRONG)  # fmt: skip
+    note = f"truth: {truth['crystal_system']}, {typeset_symbol(truth['symbol'])}"
+    if len(fact["phases"]) > 1:
+        note = "truth: " + " + ".join(typeset_symbol(phase["symbol"]) for phase in fact["phases"]) + " mixture"
+    ax.text(0.985, 0.80, note, transform=ax.transAxes, ha="right", va="top", fontsize="x-small", color="#5a5a5a")
+
+
+#: in the order they run
+JOBS: tuple[Callable[[Path], Report], ...] = (powder,)

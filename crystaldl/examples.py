@@ -1,0 +1,79 @@
+"""Sample data that comes with the package: small simulated scans with known truth."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crystaldl.errors import DataError
+
+if TYPE_CHECKING:
+    from crystaldl.powder.pattern import PowderPattern
+
+__all__ = ["example_facts", "examples", "load_example"]
+
+
+def _folder() -> Path:
+    """Where the samples are: inside the installed package, or in ``data/`` of a source checkout."""
+    installed, checkout = Path(__file__).parent / "samples", Path(__file__).parents[1] / "data"
+    for folder in (installed, checkout):
+        if (folder / "MANIFEST.json").is_file():
+            return folder
+    raise FileNotFoundError(f"the sample data are missing: neither {installed} nor {checkout} has a MANIFEST.json.")
+
+
+@lru_cache(maxsize=1)
+def _manifest() -> dict[str, dict]:
+    return json.loads((_folder() / "MANIFEST.json").read_text(encoding="utf-8"))["samples"]
+
+
+def examples() -> list[str]:
+    """Names of the samples, as `load_example` takes them: ``["powder/halite", …]``."""
+    return list(_manifest())
+
+
+def example_facts(name: str) -> dict[str, Any]:
+    """What is known about a sample.
+
+    Returns
+    -------
+    dict
+        ``title``, ``file``, ``sha256``, ``radiation``, ``licence``, ``made`` and ``phases``: for each phase, the
+        largest weight fraction first, its ``formula``, ``crystal_system``, ``space_group``, ``symbol``, ``cell``
+        (Å, degrees) and the publication its ``structure`` is from.
+
+    Raises
+    ------
+    DataError
+        No sample has that name; the message lists the names.
+    """
+    if name not in _manifest():
+        raise DataError(f"name is {name!r}, which is no sample; expected one of {', '.join(examples())}.")
+    # a copy through JSON: callers may change what they get
+    return json.loads(json.dumps(_manifest()[name]))
+
+
+def load_example(name: str) -> PowderPattern:
+    """Read a sample scan.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"powder/quartz"``; see `examples`.
+
+    Returns
+    -------
+    PowderPattern
+        A full scan with background and counting noise.
+
+    Raises
+    ------
+    DataError
+        No sample has that name; the message lists the names.
+    """
+    file = example_facts(name)["file"]
+    from crystaldl.powder.pattern import PowderPattern
+
+    return PowderPattern.from_file(_folder() / file)

@@ -1,0 +1,365 @@
+"""Which lattices explain the lines: a likelihood search over cells of all systems but triclinic.
+
+For a trial cell every observed line is compared with the nearest predicted one. Its log-likelihood ratio against chance,
+
+    ``ln( ε + (1 - ε) N(Q_obs - Q_calc; σ_Q) / ρ(Q) )``,    ``Q = 1/d²``,
+
+is large for a close hit among few predicted lines, small for a hit that a dense cell cannot miss, and ``ln ε`` for a line
+that the cell cannot explain. ``ρ = 2π V √Q / (m c)`` is the density of predicted lines, with the cell volume V, the
+multiplicity m of the Laue class and the centring factor c: large cells, low symmetry and free parameters pay. Trial cells
+come from assigning low indices to two, three or four low-angle lines. Compare the figures of merit of de Wolff (1968) and
+Smith & Snyder (1979), which weight all lines alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations, permutations, product
+
+import numpy as np
+from numba import njit
+
+from .prepare import REFERENCE_WAVELENGTH
+
+#: Bravais lattices searched, in the order of the scores
+LATTICES = ("cP", "cI", "cF", "tP", "tI", "hP", "hR", "oP", "oC", "oI", "oF", "mP", "mC")
+_CUBIC, _TETRAGONAL, _HEXAGONAL, _ORTHORHOMBIC, _MONOCLINIC = range(5)
+_SYSTEM = np.array([0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4])
+_CENTRING = np.array([0, 1, 2, 0, 1, 0, 4, 0, 3, 1, 2, 0, 3])  # P, I, F, C, R
+_DIVISOR = np.array([48, 96, 192, 16, 32, 24, 72, 8, 16, 16, 32, 4, 8], float)  # Laue multiplicity × centring factor
+EPSILON = 0.06
+MARGIN = 10.0  # lattices this far below the best need no exact score
+_SQRT_TWO_PI = 2.5066282746
+
+
+@njit(cache=True, nogil=True)
+def _allowed(h, k, l, centring):  # noqa: E741
+    if centring == 0:
+        return True
+    if centring == 1:
+        return (h + k + l) % 2 == 0
+    if centring == 2:
+        return (h + k) % 2 == 0 and (k + l) % 2 == 0
+    if centring == 3:
+        return (h + k) % 2 == 0
+    # obverse and reverse: their lines coincide in a powder
+    return (-h + k + l) % 3 == 0 or (h - k + l) % 3 == 0
+
+
+@njit(cache=True, nogil=True)
+def _nearest(q, cell, system, centring):
+    """Distance in Q from the line q to the nearest line the lattice allows; cell is (A, B, C, D)."""
+    a, b, c, d = cell[0], cell[1], cell[2], cell[3]
+    best = 1e9
+    reach = 1.06 * q
+    h = 0
+    while True:
+        # smallest Q with this h (minimised over l for monoclinic cells)
+        if h * h * (a - 0.25 * d * d / c) > reach:
+            break
+        k = 0
+        while True:
+            if system <= 2 and k > h:
+                break
+            if system == 2:
+                base = (h * h + h * k + k * k) * a
+            else:
+                base = h * h * a + k * k * b
+            if (base - 0.25 * h * h * d * d / c) > reach:
+                break
+            # base + l² c + h l d = q
+            half = 0.5 * h * d / c
+            root = np.sqrt(max((q - base) / c + half * half, 0.0))
+            for side in range(2):
+                if side == 1 and (d == 0.0 or h == 0):
+                    break
+                centre = root - half if side == 0 else -root - half
+                low = int(np.floor(centre))
+                for l in range(low, low + 2):  # noqa: E741
+                    if (system < 4 and l < 0) or (system == 0 and l > k) or (h == 0 and k == 0 and l == 0):
+                        continue
+                    if not _allowed(h, k, l, centring):
+                        continue
+                    e = abs(base + l * l * c + h * l * d - q)
+                    if e < best:
+                        best = e
+                if centring > 0:
+                    # the nearest l may be extinct: look one further on both sides
+                    for l in (low - 1, low + 2):  # noqa: E741
+                        if (system < 4 and l < 0) or (system == 0 and l > k) or (h == 0 and k == 0 and l == 0):
+                            continue
+                        if _allowed(h, k, l, centring):
+                            e = abs(base + l * l * c + h * l * d - q)
+                            if e < best:
+                                best = e
+            k += 1
+        h += 1
+    return best
+
+
+@njit(cache=True, nogil=True)
+def _volume(cell, system):
+    if system == 2:
+        return (4.0 / (3.0 * cell[0])) * np.sqrt(0.75) / np.sqrt(cell[2])
+    return 1.0 / np.sqrt(max(cell[1] * (cell[0] * cell[2] - 0.25 * cell[3] ** 2), 1e-12))
+
+
+@njit(cache=True, nogil=True)
+def _score(lines, cell, system, centring, divisor, bar):
+    """Summed log-likelihood ratio of the lines; -1e9 as soon as ``bar`` is out of reach.
+
+    ``lines`` (n, 4): Q, σ_Q, weight, and the weighted gain of a perfect hit for unit density, in falling weight.
+    """
+    per = _volume(cell, system) / divisor
+    shift = np.log(2.0 * np.pi * per)
+    left = 0.0
+    n = lines.shape[0]
+    for i in range(n):
+        left += lines[i, 3] - lines[i, 2] * shift
+    if left < bar:
+        return -1e9
+    total = 0.0
+    for i in range(n):
+        q, sigma, weight = lines[i, 0], lines[i, 1], lines[i, 2]
+        x = _nearest(q, cell, system, centring) / sigma
+        hit = 0.0
+        if x < 6.0:
+            hit = np.exp(-0.5 * x * x) / (_SQRT_TWO_PI * sigma * 2.0 * np.pi * per * np.sqrt(q))
+        total += weight * np.log(EPSILON + (1.0 - EPSILON) * hit)
+        left -= lines[i, 3] - weight * shift
+        if total + left + 0.2 < bar:
+            return -1e9
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _keep(lines, cell, system, rows, centring, divisor, best, cells, top, max_volume):
+    """Score one cell in the lattices of its system and remember the best of each; returns the best score of all."""
+    if cell[0] <= 0 or cell[1] <= 0 or cell[2] <= 0 or cell[0] * cell[2] <= 0.26 * cell[3] ** 2:
+        return top
+    if _volume(cell, system) > max_volume:
+        return top
+    for r in range(rows.size):
+        row = rows[r]
+        v = _score(lines, cell, system, centring[row], divisor[row], max(best[row], top - MARGIN))
+        if v > best[row]:
+            best[row] = v
+            cells[row] = cell
+            top = max(top, v)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def _search_high(lines, base, pairs_t, pairs_h, tables, best, cells, top, low, max_volume):
+    """Cubic, tetragonal and hexagonal cells from one or two lines."""
+    rows_c, rows_t, rows_h, centring, divisor = tables
+    for i in range(base.size):
+        for number in range(1, 41):
+            a = base[i] / number
+            if a < low:
+                break
+            top = _keep(lines, np.array([a, a, a, 0.0]), 0, rows_c, centring, divisor, best, cells, top, max_volume)
+    for system, rows, pairs in ((1, rows_t, pairs_t), (2, rows_h, pairs_h)):
+        for i in range(base.size):
+            for j in range(i):
+                for t in range(pairs.shape[0]):
+                    p1, l1, p2, l2 = pairs[t, 0], pairs[t, 1], pairs[t, 2], pairs[t, 3]
+                    det = p1 * l2 - p2 * l1
+                    a = (base[i] * l2 - base[j] * l1) / det
+                    c = (p1 * base[j] - p2 * base[i]) / det
+                    if a > low and c > low and a < 0.35 and c < 0.35:
+                        top = _keep(lines, np.array([a, a, c, 0.0]), system, rows, centring, divisor, best, cells, top, max_volume)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def _search_orthorhombic(lines, base, codes, tables, best, cells, top, low, max_volume):
+    rows, centring, divisor = tables
+    cell = np.zeros(4)
+    for t in range(codes.shape[0]):
+        m = codes[t]
+        for i in range(base.size):
+            for j in range(i):
+                for k in range(j):
+                    cell[0] = m[0] * base[i] + m[1] * base[j] + m[2] * base[k]
+                    cell[1] = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
+                    cell[2] = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
+                    if min(cell[0], cell[1], cell[2]) > low and max(cell[0], cell[1], cell[2]) < 0.3:
+                        top = _keep(lines, cell.copy(), 3, rows, centring, divisor, best, cells, top, max_volume)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def _search_monoclinic(lines, base, zones, thirds, tables, best, cells, top, low, max_volume):
+    """A zone (A, C, D) from three lines h0l, then B from a fourth."""
+    rows, centring, divisor = tables
+    cell = np.zeros(4)
+    n = base.size
+    for t in range(zones.shape[0]):
+        m = zones[t]
+        for i in range(n):
+            for j in range(i):
+                for k in range(j):
+                    a = m[0] * base[i] + m[1] * base[j] + m[2] * base[k]
+                    c = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
+                    d = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
+                    # |cos β*| < 0.5: cells beyond have a less oblique description
+                    if min(a, c) < low or max(a, c) > 0.3 or d * d > 1.1 * a * c:
+                        continue
+                    cell[0], cell[2], cell[3] = a, c, d
+                    for f in range(n):
+                        if f in (i, j, k):
+                            continue
+                        for u in range(thirds.shape[0]):
+                            h, kk, l = thirds[u, 0], thirds[u, 1], thirds[u, 2]  # noqa: E741
+                            b = (base[f] - h * h * a - l * l * c - h * l * d) / (kk * kk)
+                            if low < b < 0.3:
+                                cell[1] = b
+                                top = _keep(lines, cell.copy(), 4, rows, centring, divisor, best, cells, top, max_volume)
+    return top
+
+
+# ------------------------------------------------------------------------------------------ index tables
+
+
+def _pairs(forms) -> np.ndarray:
+    """Two indexed lines as (h² + …, l², h² + …, l²), simple indices first."""
+    found = [(*u, *v) for u, v in product(forms, forms) if u[0] * v[1] != u[1] * v[0]]
+    return np.array(sorted(found, key=sum), dtype=np.float64)
+
+
+def _orthorhombic_codes() -> np.ndarray:
+    """Inverse index matrices giving (A, B, C) from three lines, one for each way to name the axes, simple ones first."""
+    forms = [(1, 0, 0), (1, 1, 0), (1, 1, 1), (4, 0, 0), (4, 1, 0), (4, 1, 1)]
+    forms = sorted({p for f in forms for p in permutations(f)})
+    out = {}
+    for triple in product(forms, repeat=3):
+        matrix = np.array(triple, float)
+        if abs(np.linalg.det(matrix)) < 1e-6:
+            continue
+        key = min(tuple(matrix[:, list(p)].ravel()) for p in permutations(range(3)))
+        out.setdefault(key, (matrix.sum(), np.linalg.inv(matrix).ravel()))
+    return np.array([code for _, code in sorted(out.values(), key=lambda item: item[0])])
+
+
+def _monoclinic_zones() -> np.ndarray:
+    """Inverse matrices giving (A, C, D) from three lines h0l."""
+    forms = [(1, 0), (0, 1), (1, 1), (1, -1), (2, 0), (0, 2)]
+    out = {}
+    for triple in permutations(forms, 3):
+        matrix = np.array([(h * h, l * l, h * l) for h, l in triple], float)
+        if abs(np.linalg.det(matrix)) < 1e-6:
+            continue
+        # exchanging a and c, or reversing one of them, names the same cell
+        swaps = [matrix, matrix[:, [1, 0, 2]], matrix * [1, 1, -1], matrix[:, [1, 0, 2]] * [1, 1, -1]]
+        key = min(tuple(s.ravel()) for s in swaps)
+        out.setdefault(key, (np.abs(matrix).sum(), np.linalg.inv(matrix).ravel()))
+    return np.array([code for _, code in sorted(out.values(), key=lambda item: item[0])])
+
+
+_PAIRS_T = _pairs([(1, 0), (0, 1), (1, 1), (2, 0), (2, 1), (1, 4), (2, 4), (0, 4), (4, 0), (5, 0), (5, 1), (4, 1), (2, 9), (1, 9)])
+_PAIRS_H = _pairs([(1, 0), (0, 1), (1, 1), (3, 0), (3, 1), (1, 4), (0, 4), (4, 0), (3, 4), (4, 1), (1, 9), (0, 9), (1, 16), (3, 9), (0, 36)])
+_CODES_O = _orthorhombic_codes()
+_ZONES_M = _monoclinic_zones()
+_THIRDS_P = np.array([(0, 1, 0), (0, 2, 0), (1, 1, 0), (0, 1, 1), (1, 1, 1), (-1, 1, 1), (1, 2, 0), (0, 2, 1)], float)
+# in a C cell the zone's own indices are h/2: (h', k, l) with h' = ±1/2 for the 11l lines
+_THIRDS_C = np.array([(0, 2, 0), (0.5, 1, 0), (0.5, 1, 1), (-0.5, 1, 1), (0, 2, 1), (0.5, 1, 2), (-0.5, 1, 2)], float)
+
+
+# ------------------------------------------------------------------------------------------ for users of this module
+
+
+@dataclass(frozen=True)
+class LatticeScores:
+    """Best log-likelihood ratio of each Bravais lattice but triclinic, and its cell.
+
+    Attributes
+    ----------
+    score : (13,) float, in the order of LATTICES; a lattice more than MARGIN below the best has the best less MARGIN
+    cell : (13, 4) float, (A, B, C, D) in Å⁻² with ``1/d² = h²A + k²B + l²C + hlD``; on hexagonal axes
+        ``(h² + hk + k²)A + l²C``
+    lines : int, lines compared
+    weight : float, their summed weight
+    """
+
+    score: np.ndarray
+    cell: np.ndarray
+    lines: int
+    weight: float
+
+
+def lattice_scores(peaks: np.ndarray, *, sigma_two_theta: float = 0.035, lines: int = 24, base: int = 8,
+                   base_monoclinic: int = 7, max_volume: float = 6000.0) -> LatticeScores:
+    """Score every Bravais lattice but triclinic on a peak list.
+
+    Parameters
+    ----------
+    peaks : (n, ≥3) array
+        ln(1/d in Å⁻¹), ln of the height relative to the strongest, ln of height over noise, as
+        `crystaldl.powder.prepare.find_peaks` gives them.
+    sigma_two_theta : float
+        Uncertainty of positions in degrees for Cu Kα1, zero shift included.
+    lines, base, base_monoclinic : int
+        Lines compared, and low-angle lines from which trial cells are made.
+    max_volume : float
+        Largest cell, Å³.
+    """
+    ln_q, ln_height, ln_significance = (np.asarray(peaks, float)[:, k] for k in range(3))
+    best, cells = np.full(len(LATTICES), -1e3), np.zeros((len(LATTICES), 4))
+    if len(ln_q) < 3:
+        return LatticeScores(np.zeros(len(LATTICES)), cells, len(ln_q), 0.0)
+    real = 1.0 / (1.0 + np.exp(-4.0 * (ln_significance - np.log(6.0))))
+    # strong, sure lines at low angles decide
+    keep = np.argsort(-(ln_height + 2.0 * np.log(np.clip(real, 1e-6, 1)) - 1.2 * (ln_q - ln_q.min())))[:lines]
+    q = np.exp(2.0 * ln_q[keep])
+    weight = real[keep] * np.clip(1.0 + 0.25 * ln_height[keep], 0.3, 1.0)
+    two_theta = 2 * np.arcsin(np.clip(np.sqrt(q) * REFERENCE_WAVELENGTH / 2, 0, 0.999))
+    sigma = np.radians(sigma_two_theta) * 2.0 * np.sin(two_theta) / REFERENCE_WAVELENGTH**2
+    perfect = weight * np.log(1.0 / (_SQRT_TWO_PI * sigma * np.sqrt(q)))
+    order = np.argsort(-weight)
+    table = np.ascontiguousarray(np.stack([q, sigma, weight, perfect], 1)[order])
+    low_lines = np.sort(q)[:base]
+    rows = [np.flatnonzero(_SYSTEM == s) for s in range(5)]
+    low, top = 1 / 30.0**2, -1e3
+    top = _search_high(table, low_lines, _PAIRS_T, _PAIRS_H, (rows[0], rows[1], rows[2], _CENTRING, _DIVISOR), best, cells, top, low, max_volume)
+    top = _search_orthorhombic(table, low_lines, _CODES_O, (rows[3], _CENTRING, _DIVISOR), best, cells, top, low, max_volume)
+    few = low_lines[:base_monoclinic]
+    for row, thirds in ((11, _THIRDS_P), (12, _THIRDS_C)):
+        top = _search_monoclinic_lattice(table, few, row, thirds, best, cells, top, low, max_volume)
+    score = np.maximum(best, top - MARGIN)
+    return LatticeScores(score, cells, len(keep), float(weight.sum()))
+
+
+def _search_monoclinic_lattice(table, base, row, thirds, best, cells, top, low, max_volume):
+    if row == 12:      # the zone is searched with h' = h/2; back to the C cell: A = A'/4, D = D'/2
+        return _search_monoclinic_c(table, base, _ZONES_M, thirds, np.array([row]), _CENTRING, _DIVISOR, best, cells, top, low, max_volume)
+    return _search_monoclinic(table, base, _ZONES_M, thirds, (np.array([row]), _CENTRING, _DIVISOR), best, cells, top, low, max_volume)
+
+
+@njit(cache=True, nogil=True)
+def _search_monoclinic_c(lines, base, zones, thirds, rows, centring, divisor, best, cells, top, low, max_volume):  # noqa: PLR0913
+    cell = np.zeros(4)
+    n = base.size
+    for t in range(zones.shape[0]):
+        m = zones[t]
+        for i in range(n):
+            for j in range(i):
+                for k in range(j):
+                    a = m[0] * base[i] + m[1] * base[j] + m[2] * base[k]
+                    c = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
+                    d = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
+                    if min(0.25 * a, c) < low or max(a, c) > 0.5 or d * d > 1.1 * a * c:
+                        continue
+                    for f in range(n):
+                        if f in (i, j, k):
+                            continue
+                        for u in range(thirds.shape[0]):
+                            h, kk, l = thirds[u, 0], thirds[u, 1], thirds[u, 2]  # noqa: E741
+                            b = (base[f] - h * h * a - l * l * c - h * l * d) / (kk * kk)
+                            if low < b < 0.3:
+                                cell[0], cell[1], cell[2], cell[3] = 0.25 * a, b, c, 0.5 * d
+                                top = _keep(lines, cell.copy(), 4, rows, centring, divisor, best, cells, top, max_volume)
+    return top
+
+
+__all__ = ["LATTICES", "LatticeScores", "combinations", "lattice_scores"]

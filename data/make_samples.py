@@ -1,0 +1,250 @@
+"""Make the sample powder scans of this folder: ``python data/make_samples.py [--out FOLDER]``.
+
+Textbook structures, typed in below from the publication named with each, are turned into laboratory scans with the
+structure factors of `crystaldl.physics`: Kα doublet, Voigt lines that widen along the axis, texture, specimen
+displacement, air scatter, an amorphous hump and counting statistics. Every file follows from its seed alone, so that
+a second run writes the same bytes; ``MANIFEST.json`` holds digests and truths.
+
+The lines are drawn here, on the scan's own axis, rather than by the training simulator: its random stream may change
+with every improvement, and these files must not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gemmi
+import numpy as np
+from scipy.special import voigt_profile
+from scipy.stats import poisson
+
+from crystaldl.physics.reflections import lorentz_polarisation, march_dollase, powder_lines
+from crystaldl.physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, operations, symbols
+from crystaldl.physics.wavelengths import LINES
+
+SEED = 20230214
+LICENCE = "CC0-1.0"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A crystal as published: reference setting of International Tables (hexagonal axes, origin choice 2)."""
+
+    formula: str
+    space_group: int
+    cell: tuple
+    sites: tuple  # (element, x, y, z)
+    source: str
+
+
+STRUCTURES = {
+    "halite": Structure("NaCl", 225, (5.64056, 5.64056, 5.64056, 90, 90, 90),
+                        (("Na", 0, 0, 0), ("Cl", 0.5, 0.5, 0.5)),
+                        "R. W. G. Wyckoff, Crystal Structures 1 (1963) 85"),
+    "silicon": Structure("Si", 227, (5.431021, 5.431021, 5.431021, 90, 90, 90), (("Si", 0.125, 0.125, 0.125),),
+                         "P. J. Mohr, B. N. Taylor, D. B. Newell, Rev. Mod. Phys. 84 (2012) 1527 (CODATA 2010)"),
+    "zincite": Structure("ZnO", 186, (3.2495, 3.2495, 5.2069, 90, 90, 120),
+                         (("Zn", 1 / 3, 2 / 3, 0.0), ("O", 1 / 3, 2 / 3, 0.3826)),
+                         "S. C. Abrahams, J. L. Bernstein, Acta Cryst. B25 (1969) 1233"),
+    "quartz": Structure("SiO2", 154, (4.916, 4.916, 5.4054, 90, 90, 120),
+                        (("Si", 0.4697, 0.0, 2 / 3), ("O", 0.4135, 0.2669, 0.7858)),
+                        "L. Levien, C. T. Prewitt, D. J. Weidner, Am. Mineral. 65 (1980) 920"),
+    "corundum": Structure("Al2O3", 167, (4.7589, 4.7589, 12.991, 90, 90, 120),
+                          (("Al", 0.0, 0.0, 0.352), ("O", 0.306, 0.0, 0.25)),
+                          "R. E. Newnham, Y. M. de Haan, Z. Kristallogr. 117 (1962) 235"),
+    "calcite": Structure("CaCO3", 167, (4.99, 4.99, 17.0615, 90, 90, 120),
+                         (("Ca", 0.0, 0.0, 0.0), ("C", 0.0, 0.0, 0.25), ("O", 0.2578, 0.0, 0.25)),
+                         "D. L. Graf, Am. Mineral. 46 (1961) 1283"),
+    "rutile": Structure("TiO2", 136, (4.593659, 4.593659, 2.958682, 90, 90, 90),
+                        (("Ti", 0.0, 0.0, 0.0), ("O", 0.30479, 0.30479, 0.0)),
+                        "S. C. Abrahams, J. L. Bernstein, J. Chem. Phys. 55 (1971) 3206"),
+    "forsterite": Structure("Mg2SiO4", 62, (10.193, 5.977, 4.752, 90, 90, 90),
+                            (("Mg", 0.0, 0.0, 0.0), ("Mg", 0.2774, 0.25, 0.9915), ("Si", 0.0940, 0.25, 0.4262),
+                             ("O", 0.0913, 0.25, 0.7657), ("O", 0.4474, 0.25, 0.2215), ("O", 0.1628, 0.0331, 0.2777)),
+                            "R. M. Hazen, Am. Mineral. 61 (1976) 1280 (Pbnm there)"),
+    "baddeleyite": Structure("ZrO2", 14, (5.1505, 5.2116, 5.3173, 90, 99.23, 90),
+                             (("Zr", 0.2754, 0.0395, 0.2083), ("O", 0.07, 0.3317, 0.3447), ("O", 0.4496, 0.7569, 0.4792)),
+                             "C. J. Howard, R. J. Hill, B. E. Reichert, Acta Cryst. B44 (1988) 116"),
+    "diopside": Structure("CaMgSi2O6", 15, (9.7397, 8.9174, 5.2503, 90, 105.866, 90),
+                          (("Mg", 0.0, 0.90808, 0.25), ("Ca", 0.0, 0.30148, 0.25), ("Si", 0.28619, 0.09319, 0.22936),
+                           ("O", 0.11554, 0.0869, 0.14186), ("O", 0.36094, 0.25019, 0.31776),
+                           ("O", 0.35073, 0.01744, 0.99543)),
+                          "R. M. Thompson, R. T. Downs, Am. Mineral. 93 (2008) 177"),
+    "kyanite": Structure("Al2SiO5", 2, (7.1262, 7.852, 5.5724, 89.99, 101.11, 106.03),
+                         (("Al", 0.3254, 0.7040, 0.4582), ("Al", 0.2974, 0.6989, 0.9505), ("Al", 0.0998, 0.3862, 0.6403),
+                          ("Al", 0.1120, 0.9175, 0.1649), ("Si", 0.2962, 0.0649, 0.7066), ("Si", 0.2910, 0.3317, 0.1892),
+                          ("O", 0.1095, 0.1468, 0.1288), ("O", 0.1230, 0.6856, 0.1812), ("O", 0.2747, 0.4545, 0.9547),
+                          ("O", 0.2831, 0.9354, 0.9353), ("O", 0.1084, 0.1520, 0.6669), ("O", 0.1219, 0.6307, 0.6389),
+                          ("O", 0.2822, 0.4453, 0.4288), ("O", 0.2915, 0.9467, 0.4659), ("O", 0.5008, 0.2749, 0.2440),
+                          ("O", 0.5015, 0.2312, 0.7553)),
+                         "J. K. Winter, S. Ghose, Am. Mineral. 64 (1979) 573"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One file: which phases, measured how. Angles in degrees 2θ, sizes in Å, B in Å²."""
+
+    file: str
+    title: str
+    phases: dict  # structure: weight fraction
+    anode: str = "Cu"
+    range: tuple = (5.0, 90.0, 0.02)  # first, last, step
+    peak_counts: float = 12000.0
+    fwhm: float = 0.08  # Gaussian part at 2θ = 0, from the instrument
+    size: float = 700.0  # Scherrer size
+    strain: float = 4e-4
+    b_iso: float = 0.5
+    texture: dict = field(default_factory=dict)  # structure: (hkl, March-Dollase r)
+    displacement: float = 0.0  # shift of the lines at low angle
+    background: tuple = (0.015, 0.02, 0.15)  # of the strongest line: flat, amorphous hump, air scatter at 5°
+
+
+SCANS = (
+    Scan("halite.xy", "Halite NaCl", {"halite": 1.0}, peak_counts=24000, texture={"halite": ((1, 0, 0), 0.9)}),
+    Scan("silicon.xye", "Silicon", {"silicon": 1.0}, peak_counts=30000, size=1500, strain=1e-4, fwhm=0.06),
+    Scan("rutile.xy", "Rutile TiO2", {"rutile": 1.0}, displacement=0.02),
+    Scan("zincite.csv", "Zincite ZnO", {"zincite": 1.0}, size=300, background=(0.02, 0.01, 0.2)),
+    Scan("quartz.xy", "Quartz SiO2", {"quartz": 1.0}, peak_counts=20000),
+    Scan("corundum.xye", "Corundum Al2O3", {"corundum": 1.0}, peak_counts=9000, size=1200, strain=1e-4, fwhm=0.06),
+    Scan("calcite.csv", "Calcite CaCO3", {"calcite": 1.0}, texture={"calcite": ((1, 0, 4), 0.85)}),
+    Scan("forsterite.xy", "Forsterite Mg2SiO4", {"forsterite": 1.0}, peak_counts=8000, displacement=-0.015),
+    Scan("baddeleyite.xy", "Baddeleyite ZrO2", {"baddeleyite": 1.0}, size=400, strain=8e-4),
+    Scan("diopside.xye", "Diopside CaMgSi2O6", {"diopside": 1.0}, peak_counts=10000, background=(0.02, 0.03, 0.15)),
+    Scan("kyanite.xy", "Kyanite Al2SiO5", {"kyanite": 1.0}, peak_counts=10000, texture={"kyanite": ((1, 0, 0), 0.8)}),
+    Scan("rutile_with_corundum.xy", "Rutile with 40 % corundum", {"rutile": 0.6, "corundum": 0.4}),
+    Scan("quartz_mo.xye", "Quartz SiO2, Mo Kα", {"quartz": 1.0}, anode="Mo", range=(3.0, 50.0, 0.01), fwhm=0.05,
+         peak_counts=15000),
+)  # fmt: skip
+
+
+def cell_content(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
+    """Atomic numbers and fractional coordinates of all atoms of the cell."""
+    ops = operations(structure.space_group)
+    numbers, positions = [], []
+    for element, *xyz in structure.sites:
+        orbit: list[np.ndarray] = []
+        for point in (ops.rotations @ np.array(xyz, dtype=float) + ops.translations) % 1.0:
+            apart = (np.abs((point - q + 0.5) % 1.0 - 0.5).max() > 1e-3 for q in orbit)
+            if all(apart):
+                orbit.append(point)
+        numbers += [gemmi.Element(element).atomic_number] * len(orbit)
+        positions += orbit
+    return np.array(numbers), np.array(positions)
+
+
+def phase_lines(name: str, scan: Scan, q_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """1/d and m|F|² of a phase, scaled so that phases add up by weight: by W / (mass of the cell × its volume)."""
+    structure = STRUCTURES[name]
+    numbers, positions = cell_content(structure)
+    cell = np.array(structure.cell, dtype=float)
+    texture = scan.texture.get(name)
+    weight = None if texture is None else (lambda hkl, q: march_dollase(hkl, q, cell, *texture))
+    q, intensity = powder_lines(numbers, positions, cell, q_max, b_iso=scan.b_iso, weight=weight)
+    mass = sum(gemmi.Element(int(z)).weight for z in numbers)
+    volume = gemmi.UnitCell(*structure.cell).volume
+    return q, intensity * scan.phases[name] / (mass * volume)
+
+
+def profile(scan: Scan, two_theta: np.ndarray) -> np.ndarray:
+    """The lines of all phases on the scan's axis, strongest point 1, with the Kα doublet of its anode."""
+    alpha1, alpha2, _ = LINES[scan.anode]
+    q_max = 2 * np.sin(np.radians(min(two_theta[-1] + 3.0, 170.0) / 2)) / alpha1
+    out = np.zeros_like(two_theta)
+    for name in scan.phases:
+        q, intensity = phase_lines(name, scan, q_max)
+        for wavelength, ratio in ((alpha1, 1.0), (alpha2, 0.5)):
+            seen = q * wavelength / 2 < 0.99
+            theta = np.arcsin(q[seen] * wavelength / 2)
+            tan, cos = np.tan(theta), np.cos(theta)
+            position = np.degrees(2 * theta) + scan.displacement * cos
+            height = ratio * intensity[seen] * lorentz_polarisation(np.degrees(2 * theta))
+            sigma = scan.fwhm * np.sqrt(1.0 + 0.6 * tan**2) / 2.3548
+            gamma = np.degrees(0.94 * wavelength / (scan.size * cos) + 4 * scan.strain * tan) / 2
+            for x, h, s, g in zip(position, height, sigma, gamma, strict=True):
+                window = slice(*np.searchsorted(two_theta, (x - 4.0, x + 4.0)))
+                out[window] += h * voigt_profile(two_theta[window] - x, s, g)
+    return out / out.max()
+
+
+def counts(scan: Scan, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The scan: 2θ (degrees) and counts.
+
+    Counts are quantiles of the Poisson distribution at seeded uniform numbers, one for each point, so that a
+    difference in the last digit of an expectation cannot spread to other points.
+    """
+    first, last, step = scan.range
+    two_theta = first + step * np.arange(round((last - first) / step) + 1)
+    flat, hump, air = scan.background
+    scale = LINES[scan.anode][0] / LINES["Cu"][0]
+    centre, width = 22.0 * scale, 8.0 * scale
+    background = flat + hump * np.exp(-0.5 * ((two_theta - centre) / width) ** 2) + air * 5.0 * scale / two_theta**1.5
+    expected = scan.peak_counts * (profile(scan, two_theta) + background)
+    uniform = np.random.default_rng([SEED, number]).random(two_theta.size)
+    return two_theta, poisson.ppf(uniform, expected)
+
+
+def text(scan: Scan, two_theta: np.ndarray, y: np.ndarray) -> str:
+    """The file's content: a header that says the wavelength, then the columns."""
+    alpha1, alpha2, _ = LINES[scan.anode]
+    separator = "," if scan.file.endswith(".csv") else " "
+    columns, formats = ["two_theta", "intensity"], ["{:.2f}", "{:.0f}"]
+    data = [two_theta, y]
+    if scan.file.endswith(".xye"):
+        columns, formats, data = [*columns, "sigma"], [*formats, "{:.2f}"], [*data, np.sqrt(np.maximum(y, 1.0))]
+    header = (
+        f"# name = {scan.title}",
+        "# simulated scan, CC0; see MANIFEST.json",
+        f"# radiation = {scan.anode} Kα",
+        f"# wavelength = {alpha1:.7g}",
+        f"# wavelength_alpha2 = {alpha2:.7g}",
+        "# " + separator.join(columns),
+    )
+    line = separator.join(formats)
+    return "\n".join([*header, *(line.format(*row) for row in zip(*data, strict=True))]) + "\n"
+
+
+def entry(scan: Scan, content: bytes) -> dict:
+    """What the manifest says about one file; phases by falling weight fraction."""
+    phases = []
+    for name, fraction in sorted(scan.phases.items(), key=lambda item: -item[1]):
+        s = STRUCTURES[name]
+        phases.append({
+            "phase": name, "formula": s.formula, "weight_fraction": fraction, "space_group": s.space_group,
+            "symbol": symbols()[s.space_group - 1], "crystal_system": CRYSTAL_SYSTEMS[SYSTEM_OF_GROUP[s.space_group - 1]],
+            "cell": list(s.cell), "structure": s.source,
+        })  # fmt: skip
+    return {
+        "file": f"powder/{scan.file}", "sha256": hashlib.sha256(content).hexdigest(), "title": scan.title,
+        "radiation": f"{scan.anode}Ka", "phases": phases, "licence": LICENCE,
+        "made": "simulated by make_samples.py from the structure named, with background and counting noise",
+    }  # fmt: skip
+
+
+def write(folder: Path) -> dict:
+    """Write all files and the manifest into a folder; returns the manifest."""
+    (folder / "powder").mkdir(parents=True, exist_ok=True)
+    samples = {}
+    for number, scan in enumerate(SCANS):
+        content = text(scan, *counts(scan, number)).encode("utf-8")
+        (folder / "powder" / scan.file).write_bytes(content)
+        samples["powder/" + scan.file.split(".")[0]] = entry(scan, content)
+    manifest = {"licence": LICENCE, "seed": SEED, "samples": samples}
+    content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (folder / "MANIFEST.json").write_bytes(content.encode("utf-8"))
+    return manifest
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (default: this one)")
+    write(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
