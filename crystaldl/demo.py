@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JOBS", "Report", "powder", "run"]
 
-_RIGHT, _WRONG, _INK = "#2e7d4f", "#c0392b", "#1f4e79"
+_INK, _GREY = "#1f4e79", "#5a5a5a"
+_COLOURS = {"right": "#2e7d4f", "wrong": "#c0392b", "(mixture)": "#b26a00"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def powder(folder: Path) -> Report:
         f"{len(results)} scans in {seconds:.2f} s, the loading of model {results[0].model} included.",
         "The scans are simulated: they show how the program is used, not how accurate it is.",
     )
-    header = ("scan", "truth", "answer", "probability", "space group", "probability", "confident", "")
+    header = ("scan", "truth", "answer", "probability", "space group", "probability", "confident", "system is")
     return Report("Powder patterns: crystal system and space group", header, rows, remarks, ("powder.png",))
 
 
@@ -105,6 +106,12 @@ def _extinction_right(result: Classification, fact: dict[str, Any]) -> bool:
     return _main_phase(fact)["space_group"] in result.extinction_space_groups
 
 
+def _judgement(result: Classification, fact: dict[str, Any]) -> str:
+    if len(fact["phases"]) > 1:
+        return "(mixture)"
+    return "right" if _system_right(result, fact) else "wrong"
+
+
 def _powder_row(result: Classification, fact: dict[str, Any]) -> tuple[str, ...]:
     truth = _main_phase(fact)
     return (
@@ -115,7 +122,7 @@ def _powder_row(result: Classification, fact: dict[str, Any]) -> tuple[str, ...]
         result.space_group_symbol,
         f"{result.space_group_probabilities[result.space_group - 1]:.2f}",
         "yes" if result.confident else "no",
-        "right" if _system_right(result, fact) else "WRONG",
+        _judgement(result, fact),
     )
 
 
@@ -137,11 +144,16 @@ def _powder_figure(results: Sequence[Classification], facts: Sequence[dict[str, 
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, result, fact in zip(axes, results, facts, strict=False):
         _powder_panel(ax, result, fact)
-    for ax in axes[len(results) :]:
+    spare = axes[len(results) :]
+    for ax in spare:
         ax.axis("off")
+    for ax in spare[:1]:
+        key = [(f"answer: crystal system {word}", colour) for word, colour in _COLOURS.items()]
+        for i, (text, colour) in enumerate([*key, ("truth", _GREY), (f"model {results[0].model}", "black")]):
+            ax.text(0.05, 0.8 - 0.17 * i, text, transform=ax.transAxes, fontsize="small", color=colour)
     figure.supxlabel("2θ (°)", fontsize="medium")
-    figure.supylabel("√ intensity", fontsize="medium")
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    figure.supylabel("√ intensity (√ counts)", fontsize="medium")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _powder_panel(ax: Any, result: Classification, fact: dict[str, Any]) -> None:
@@ -157,16 +169,15 @@ def _powder_panel(ax: Any, result: Classification, fact: dict[str, Any]) -> None
     ax.set_yticks([])
     ax.tick_params(direction="in", labelsize="x-small")
     ax.set_title(_typeset_title(fact["title"]), loc="left", fontsize="small", pad=3)
-    right = _system_right(result, fact)
     probability = result.crystal_system_probabilities[result.crystal_system]
     doubt = "" if result.confident else ", not confident"
     answer = f"{result.crystal_system} {probability:.0%}, {typeset_symbol(result.space_group_symbol)}{doubt}"
-    ax.text(0.985, 0.95, answer, transform=ax.transAxes, ha="right", va="top", fontsize="small",
-            color=_RIGHT if right else _WRONG)  # fmt: skip
+    place = {"transform": ax.transAxes, "ha": "right", "va": "baseline"}
+    ax.text(0.985, 0.86, answer, fontsize="small", color=_COLOURS[_judgement(result, fact)], **place)
     note = f"truth: {truth['crystal_system']}, {typeset_symbol(truth['symbol'])}"
     if len(fact["phases"]) > 1:
         note = "truth: " + " + ".join(typeset_symbol(phase["symbol"]) for phase in fact["phases"]) + " mixture"
-    ax.text(0.985, 0.80, note, transform=ax.transAxes, ha="right", va="top", fontsize="x-small", color="#5a5a5a")
+    ax.text(0.985, 0.72, note, fontsize="x-small", color=_GREY, **place)
 
 
 #: in the order they run

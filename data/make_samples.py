@@ -213,9 +213,10 @@ def entry(scan: Scan, content: bytes) -> dict:
     phases = []
     for name, fraction in sorted(scan.phases.items(), key=lambda item: -item[1]):
         s = STRUCTURES[name]
+        symbol = symbols()[s.space_group - 1].replace("H", "R")  # rhombohedral groups on hexagonal axes
         phases.append({
             "phase": name, "formula": s.formula, "weight_fraction": fraction, "space_group": s.space_group,
-            "symbol": symbols()[s.space_group - 1], "crystal_system": CRYSTAL_SYSTEMS[SYSTEM_OF_GROUP[s.space_group - 1]],
+            "symbol": symbol, "crystal_system": CRYSTAL_SYSTEMS[SYSTEM_OF_GROUP[s.space_group - 1]],
             "cell": list(s.cell), "structure": s.source,
         })  # fmt: skip
     return {
@@ -242,7 +243,9 @@ def write(folder: Path) -> dict:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (default: this one)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder to write to (default: this one)"
+    )
     write(parser.parse_args().out)
 
 

@@ -5,6 +5,8 @@ matrix; ``q = 1/d`` (without 2π) is written ``inverse_d``; scattering angles 2�
 """
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -20,14 +22,15 @@ def cell_matrix(cell) -> np.ndarray:
     -------
     (3, 3) ndarray, Å
     """
-    a, b, c, alpha, beta, gamma = np.asarray(cell, dtype=float)
-    ca, cb, cg = np.cos(np.radians([alpha, beta, gamma]))
-    sg = np.sin(np.radians(gamma))
+    # math, not numpy: this is called once a crystal, millions of times
+    a, b, c, alpha, beta, gamma = np.asarray(cell, dtype=float).tolist()
+    ca, cb, cg = (math.cos(math.radians(angle)) for angle in (alpha, beta, gamma))
+    sg = math.sin(math.radians(gamma))
     cy = (ca - cb * cg) / sg
     cz2 = 1.0 - cb**2 - cy**2
     if cz2 <= 0:
         raise ValueError(f"cell has the angles {alpha:g}, {beta:g}, {gamma:g}°, which close no cell; expected a positive volume.")
-    return np.array([[a, 0.0, 0.0], [b * cg, b * sg, 0.0], [c * cb, c * cy, c * np.sqrt(cz2)]])
+    return np.array([[a, 0.0, 0.0], [b * cg, b * sg, 0.0], [c * cb, c * cy, c * math.sqrt(cz2)]])
 
 
 def metric_tensor(cell) -> np.ndarray:

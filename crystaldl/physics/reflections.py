@@ -2,7 +2,7 @@
 
 ``F(hkl) = Σ_j o_j f_j(s²) exp(-B s²) exp(2πi h·x_j)`` over all atoms of the conventional cell, computed for one of each
 Friedel pair; lines that share a d-spacing are summed. No symmetry is needed, so any setting of any group works.
-One kernel in numba; about a hundred times faster than evaluating reflections one by one in Python.
+Compiled by numba; more than a hundred times faster than pymatgen (`tests/benchmarks/test_powder_speed.py`).
 """
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from numba import njit
 
 from .lattice import cell_matrix, metric_tensor
-from .scattering import it92_table
+from .scattering import MAX_Z, it92_table
 
 #: lines closer than this in relative 1/d are one line (far below any instrument's resolution)
 SAME_LINE = 2e-6
+_NO_TERM = np.zeros(MAX_Z + 1)
 
 
 @njit(cache=True, fastmath=True, nogil=True)
@@ -33,24 +34,30 @@ def _phase_table(x, n):
 
 @njit(cache=True, fastmath=True, nogil=True)
 def _count(g, q2min, q2max, hm, km, lm):
+    """How many reflections of the half sphere lie within the limits."""
     n = 0
     for h in range(hm + 1):
         for k in range(-km if h > 0 else 0, km + 1):
-            for l in range(-lm if (h > 0 or k > 0) else 1, lm + 1):  # noqa: E741
-                q2 = h * h * g[0, 0] + k * k * g[1, 1] + l * l * g[2, 2] + 2 * (h * k * g[0, 1] + h * l * g[0, 2] + k * l * g[1, 2])
+            plane = h * h * g[0, 0] + k * k * g[1, 1] + 2 * h * k * g[0, 1]
+            slope = 2 * (h * g[0, 2] + k * g[1, 2])
+            for l in range(-lm if (h > 0 or k > 0) else 1, lm + 1):
+                q2 = plane + l * (slope + l * g[2, 2])
                 if q2min <= q2 <= q2max:
                     n += 1
     return n
 
 
 @njit(cache=True, fastmath=True, nogil=True)
-def _half_sphere(xyz, weight, start, coeff, z_term, biso, g, q2min, q2max, hm, km, lm):  # noqa: PLR0913
-    """hkl, q² and |F|² of one of each Friedel pair; atoms sorted by species, ``start`` their first indices."""
-    atoms, species = xyz.shape[0], coeff.shape[0]
+def _geometric_sums(xyz, weight, start, g, q2min, q2max, hm, km, lm):
+    """hkl and q² of one of each Friedel pair, and the sums of ``o_j exp(2πi h·x_j)`` over the atoms of each species.
+
+    Atoms are sorted by species, ``start`` their first indices. The reflections hkl and hk-l share their products.
+    """
+    atoms, species = xyz.shape[0], start.size - 1
     n = _count(g, q2min, q2max, hm, km, lm)
     hkl = np.empty((n, 3), np.int32)
     q2s = np.empty(n)
-    f2 = np.empty(n)
+    sums = np.empty((n, species, 2))
     ch, sh = _phase_table(xyz[:, 0], hm)
     ck, sk = _phase_table(xyz[:, 1], km)
     cl, sl = _phase_table(xyz[:, 2], lm)
@@ -58,39 +65,107 @@ def _half_sphere(xyz, weight, start, coeff, z_term, biso, g, q2min, q2max, hm, k
     i = 0
     for h in range(hm + 1):
         for k in range(-km if h > 0 else 0, km + 1):
+            plane = h * h * g[0, 0] + k * k * g[1, 1] + 2 * h * k * g[0, 1]
+            slope = 2 * (h * g[0, 2] + k * g[1, 2])
             sign_k = 1.0 if k >= 0 else -1.0
             ak = abs(k)
-            for j in range(atoms):
-                b = sign_k * sk[ak, j]
-                pr[j] = weight[j] * (ch[h, j] * ck[ak, j] - sh[h, j] * b)
-                pi[j] = weight[j] * (sh[h, j] * ck[ak, j] + ch[h, j] * b)
-            for l in range(-lm if (h > 0 or k > 0) else 1, lm + 1):  # noqa: E741
-                q2 = h * h * g[0, 0] + k * k * g[1, 1] + l * l * g[2, 2] + 2 * (h * k * g[0, 1] + h * l * g[0, 2] + k * l * g[1, 2])
-                if q2 < q2min or q2 > q2max:
+            ready = False
+            for l in range(0 if (h > 0 or k > 0) else 1, lm + 1):
+                up, down = plane + l * (slope + l * g[2, 2]), plane + l * (-slope + l * g[2, 2])
+                use_up = q2min <= up <= q2max
+                use_down = l > 0 and (h > 0 or k > 0) and q2min <= down <= q2max
+                if not (use_up or use_down):
                     continue
-                sign_l = 1.0 if l >= 0 else -1.0
-                al = abs(l)
-                s2 = 0.25 * q2
-                real, imag = 0.0, 0.0
+                if not ready:
+                    ready = True
+                    for j in range(atoms):
+                        b = sign_k * sk[ak, j]
+                        pr[j] = weight[j] * (ch[h, j] * ck[ak, j] - sh[h, j] * b)
+                        pi[j] = weight[j] * (sh[h, j] * ck[ak, j] + ch[h, j] * b)
+                both = i + 1 if use_up else i
                 for m in range(species):
-                    a, b = 0.0, 0.0
+                    rc, rs, ic, is_ = 0.0, 0.0, 0.0, 0.0
                     for j in range(start[m], start[m + 1]):
-                        sj = sign_l * sl[al, j]
-                        a += pr[j] * cl[al, j] - pi[j] * sj
-                        b += pr[j] * sj + pi[j] * cl[al, j]
-                    f = coeff[m, 8]
-                    for t in range(4):
-                        f += coeff[m, t] * np.exp(-coeff[m, 4 + t] * s2)
-                    if z_term[m] > 0.0:        # tables in the form Z - 41.78214 s² Σ a exp(-b s²)
-                        f = z_term[m] - 41.78214 * s2 * f
-                    f *= np.exp(-biso[m] * s2)
-                    real += f * a
-                    imag += f * b
-                hkl[i, 0], hkl[i, 1], hkl[i, 2] = h, k, l
-                q2s[i] = q2
-                f2[i] = real * real + imag * imag
-                i += 1
-    return hkl, q2s, f2
+                        rc += pr[j] * cl[l, j]
+                        rs += pr[j] * sl[l, j]
+                        ic += pi[j] * cl[l, j]
+                        is_ += pi[j] * sl[l, j]
+                    if use_up:
+                        sums[i, m, 0], sums[i, m, 1] = rc - is_, ic + rs
+                    if use_down:
+                        sums[both, m, 0], sums[both, m, 1] = rc + is_, ic - rs
+                if use_up:
+                    hkl[i, 0], hkl[i, 1], hkl[i, 2] = h, k, l
+                    q2s[i] = up
+                    i += 1
+                if use_down:
+                    hkl[i, 0], hkl[i, 1], hkl[i, 2] = h, k, -l
+                    q2s[i] = down
+                    i += 1
+    return hkl, q2s, sums
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def _intensities(order, q2s, sums, coeff, z_term, biso):
+    """|F|² of each reflection; form factors are evaluated once where neighbours in ``order`` have the same q²."""
+    species = coeff.shape[0]
+    f2 = np.empty(q2s.size)
+    f = np.empty(species)
+    last = -1.0
+    for i in order:
+        q2 = q2s[i]
+        if abs(q2 - last) > 1e-13 * q2:
+            last = q2
+            s2 = 0.25 * q2
+            for m in range(species):
+                v = coeff[m, 8]
+                for t in range(4):
+                    v += coeff[m, t] * np.exp(-coeff[m, 4 + t] * s2)
+                if z_term[m] > 0.0:  # tables in the form Z - 41.78214 s² Σ a exp(-b s²)
+                    v = z_term[m] - 41.78214 * s2 * v
+                if biso[m] != 0.0:
+                    v *= np.exp(-biso[m] * s2)
+                f[m] = v
+        real, imag = 0.0, 0.0
+        for m in range(species):
+            real += f[m] * sums[i, m, 0]
+            imag += f[m] * sums[i, m, 1]
+        f2[i] = real * real + imag * imag
+    return f2
+
+
+@njit(cache=True, nogil=True)
+def _compute(numbers, positions, weight, b_iso, matrix, q_min, q_max, table, z_term):
+    """Sort the atoms by species, sum, and weigh with form factors: hkl, q², |F|² and the order of ascending q²."""
+    atoms = np.argsort(numbers, kind="mergesort")
+    n = atoms.size
+    xyz, w = np.empty((n, 3)), np.empty(n)
+    start = np.empty(n + 1, np.int64)
+    z = np.empty(n, np.int64)
+    b = np.zeros(n)
+    species = 0
+    for i in range(n):
+        j = atoms[i]
+        if i == 0 or numbers[j] != z[species - 1]:
+            z[species] = numbers[j]
+            start[species] = i
+            species += 1
+        xyz[i, 0], xyz[i, 1], xyz[i, 2] = positions[j, 0], positions[j, 1], positions[j, 2]
+        w[i] = weight[j]
+        b[species - 1] += b_iso[j]
+    start[species] = n
+    b = b[:species] / np.diff(start[:species + 1])
+    m = matrix
+    metric = np.empty((3, 3))
+    for i in range(3):
+        for j in range(3):
+            metric[i, j] = m[i, 0] * m[j, 0] + m[i, 1] * m[j, 1] + m[i, 2] * m[j, 2]
+    g = np.linalg.inv(metric)
+    hm, km, lm = [int(np.floor(np.sqrt(metric[i, i]) * q_max + 1e-9)) for i in range(3)]
+    hkl, q2, sums = _geometric_sums(xyz, w, start[:species + 1], g, q_min**2, q_max**2, hm, km, lm)
+    order = np.argsort(q2, kind="mergesort")
+    f2 = _intensities(order, q2, sums, table[z[:species]], z_term[z[:species]], b)
+    return hkl, q2, f2, order
 
 
 @njit(cache=True, nogil=True)
@@ -136,34 +211,35 @@ def reflections(numbers, positions, cell, q_max, *, q_min=0.0, occupancy=None, b
     q : (m,) float64, 1/d in Å⁻¹
     f2 : (m,) float64, |F|² in electrons²
     """
-    numbers = np.asarray(numbers, dtype=np.int64)
-    order = np.argsort(numbers, kind="stable")
-    z, start = np.unique(numbers[order], return_index=True)
-    start = np.append(start, numbers.size).astype(np.int64)
-    rows = [(it92_table()[k], 0.0) if table is None else table(int(k)) for k in z]
-    coeff = np.ascontiguousarray([r[0] for r in rows], dtype=float)
-    z_term = np.array([r[1] for r in rows], dtype=float)
-    b = np.broadcast_to(np.asarray(b_iso, dtype=float), numbers.shape)[order]
-    b = np.add.reduceat(b, start[:-1]) / np.diff(start)
-    weight = np.ones(numbers.size) if occupancy is None else np.asarray(occupancy, dtype=float)[order]
-    lengths = np.linalg.norm(cell_matrix(cell), axis=1)
-    hm, km, lm = (np.floor(lengths * q_max + 1e-9)).astype(int)
-    xyz = np.ascontiguousarray(np.asarray(positions, dtype=float)[order])
-    g = np.linalg.inv(metric_tensor(cell))
-    hkl, q2, f2 = _half_sphere(xyz, weight, start, coeff, z_term, b, g, q_min**2, q_max**2, hm, km, lm)
+    hkl, q2, f2, _ = _reflections(numbers, positions, cell, q_max, q_min, occupancy, b_iso, table)
     return hkl, np.sqrt(q2), f2
 
 
-def powder_lines(numbers, positions, cell, q_max, *, weight=None, **options):
+def _reflections(numbers, positions, cell, q_max, q_min, occupancy, b_iso, table):
+    """As `reflections`, with q² in place of q, and the order of ascending q²."""
+    numbers = np.asarray(numbers, dtype=np.int64)
+    if table is None:
+        coeff, z_term = it92_table(), _NO_TERM
+    else:
+        coeff, z_term = np.zeros((MAX_Z + 1, 9)), np.zeros(MAX_Z + 1)
+        for z in np.unique(numbers):
+            coeff[z], z_term[z] = table(int(z))
+    b = np.broadcast_to(np.asarray(b_iso, dtype=float), numbers.shape)
+    weight = np.ones(numbers.size) if occupancy is None else np.asarray(occupancy, dtype=float)
+    return _compute(numbers, np.asarray(positions, dtype=float), weight, b, cell_matrix(cell), float(q_min), float(q_max), coeff, z_term)
+
+
+def powder_lines(numbers, positions, cell, q_max, *, weight=None, q_min=0.0, occupancy=None, b_iso=0.0, table=None):
     """Positions and intensities of powder lines: ``(q, m|F|²)``, ascending in q = 1/d (Å⁻¹).
 
     ``m|F|²`` is summed over every reflection at that d-spacing, both members of each Friedel pair counted. No
     Lorentz, polarisation or absorption factor is applied. ``weight(hkl, q)``, if given, multiplies each reflection
     (texture). Further options as in `reflections`.
     """
-    hkl, q, f2 = reflections(numbers, positions, cell, q_max, **options)
+    hkl, q2, f2, order = _reflections(numbers, positions, cell, q_max, q_min, occupancy, b_iso, table)
+    q = np.sqrt(q2)
     intensity = 2.0 * f2 if weight is None else 2.0 * f2 * weight(hkl, q)
-    return _merge(np.argsort(q, kind="stable"), q, intensity, SAME_LINE)
+    return _merge(order, q, intensity, SAME_LINE)
 
 
 def march_dollase(hkl, q, cell, axis, r: float) -> np.ndarray:

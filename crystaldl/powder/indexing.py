@@ -14,7 +14,7 @@ Smith & Snyder (1979), which weight all lines alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations, permutations, product
+from itertools import permutations, product
 
 import numpy as np
 from numba import njit
@@ -48,9 +48,10 @@ def _allowed(h, k, l, centring):  # noqa: E741
 
 @njit(cache=True, nogil=True)
 def _nearest(q, cell, system, centring):
-    """Distance in Q from the line q to the nearest line the lattice allows; cell is (A, B, C, D)."""
+    """Distance in Q from the line q to the nearest line the lattice allows, and its indices; cell is (A, B, C, D)."""
     a, b, c, d = cell[0], cell[1], cell[2], cell[3]
     best = 1e9
+    bh, bk, bl = 0, 0, 0
     reach = 1.06 * q
     h = 0
     while True:
@@ -82,7 +83,7 @@ def _nearest(q, cell, system, centring):
                         continue
                     e = abs(base + l * l * c + h * l * d - q)
                     if e < best:
-                        best = e
+                        best, bh, bk, bl = e, h, k, l
                 if centring > 0:
                     # the nearest l may be extinct: look one further on both sides
                     for l in (low - 1, low + 2):  # noqa: E741
@@ -91,10 +92,10 @@ def _nearest(q, cell, system, centring):
                         if _allowed(h, k, l, centring):
                             e = abs(base + l * l * c + h * l * d - q)
                             if e < best:
-                                best = e
+                                best, bh, bk, bl = e, h, k, l
             k += 1
         h += 1
-    return best
+    return best, bh, bk, bl
 
 
 @njit(cache=True, nogil=True)
@@ -121,7 +122,7 @@ def _score(lines, cell, system, centring, divisor, bar):
     total = 0.0
     for i in range(n):
         q, sigma, weight = lines[i, 0], lines[i, 1], lines[i, 2]
-        x = _nearest(q, cell, system, centring) / sigma
+        x = _nearest(q, cell, system, centring)[0] / sigma
         hit = 0.0
         if x < 6.0:
             hit = np.exp(-0.5 * x * x) / (_SQRT_TWO_PI * sigma * 2.0 * np.pi * per * np.sqrt(q))
@@ -130,6 +131,78 @@ def _score(lines, cell, system, centring, divisor, bar):
         if total + left + 0.2 < bar:
             return -1e9
     return total
+
+
+@njit(cache=True, nogil=True)
+def _refine(lines, slope, cell, system, centring, rounds):
+    """Cell and zero shift (degrees) by robust least squares on the lines as indexed; free parameters of the system."""
+    n = lines.shape[0]
+    free = 2 if system == 0 else (3 if system < 3 else (4 if system == 3 else 5))
+    zero = 0.0
+    cell = cell.copy()
+    for turn in range(rounds):
+        x = np.zeros((n + 1, free))
+        y = np.zeros(n + 1)
+        for i in range(n):
+            q = lines[i, 0] - zero * slope[i]
+            e, h, k, l = _nearest(q, cell, system, centring)  # noqa: E741
+            u = e / lines[i, 1]
+            w = np.sqrt(lines[i, 2]) / lines[i, 1] / (1.0 + (u / (2.0 - 0.4 * turn)) ** 4)
+            if system == 0:
+                x[i, 0] = h * h + k * k + l * l
+            elif system == 1:
+                x[i, 0], x[i, 1] = h * h + k * k, l * l
+            elif system == 2:
+                x[i, 0], x[i, 1] = h * h + h * k + k * k, l * l
+            else:
+                x[i, 0], x[i, 1], x[i, 2] = h * h, k * k, l * l
+                if system == 4:
+                    x[i, 3] = h * l
+            x[i, free - 1] = slope[i]
+            x[i] *= w
+            y[i] = lines[i, 0] * w
+        # the zero shift is known to be small: 0 ± 0.06°
+        x[n, free - 1] = 1.0 / 0.06
+        normal = x.T @ x
+        for a in range(free):
+            normal[a, a] *= 1.0 + 1e-9
+            normal[a, a] += 1e-12
+        p = np.linalg.solve(normal, x.T @ y)
+        zero = p[free - 1]
+        if system == 0:
+            cell[0], cell[1], cell[2] = p[0], p[0], p[0]
+        elif system < 3:
+            cell[0], cell[1], cell[2] = p[0], p[0], p[1]
+        else:
+            cell[0], cell[1], cell[2] = p[0], p[1], p[2]
+            if system == 4:
+                cell[3] = p[3]
+        if cell[0] <= 1e-4 or cell[1] <= 1e-4 or cell[2] <= 1e-4 or cell[0] * cell[2] <= 0.26 * cell[3] ** 2:
+            return cell, 9.0
+    return cell, zero
+
+
+@njit(cache=True, nogil=True)
+def _polish(lines, slope, best, cells, system_of, centring, divisor, sharp):
+    """Refine the best cell of every lattice with a zero shift; scores with positions ``sharp`` times as exact."""
+    out = np.full(best.size, -1e3)
+    zeros = np.zeros(best.size)
+    refined = cells.copy()
+    for r in range(best.size):
+        if best[r] < -500.0:
+            continue
+        cell, zero = _refine(lines, slope, cells[r], system_of[r], centring[r], 4)
+        fine = lines.copy()
+        if abs(zero) < 0.2:
+            fine[:, 0] -= zero * slope
+        else:
+            cell = cells[r]
+        fine[:, 1] *= sharp
+        fine[:, 3] -= fine[:, 2] * np.log(sharp)
+        v = _score(fine, cell, system_of[r], centring[r], divisor[r], -1e6)
+        out[r], zeros[r] = v, zero
+        refined[r] = cell
+    return out, refined, zeros
 
 
 @njit(cache=True, nogil=True)
@@ -278,14 +351,24 @@ class LatticeScores:
     score : (13,) float, in the order of LATTICES; a lattice more than MARGIN below the best has the best less MARGIN
     cell : (13, 4) float, (A, B, C, D) in Å⁻² with ``1/d² = h²A + k²B + l²C + hlD``; on hexagonal axes
         ``(h² + hk + k²)A + l²C``
+    zero : (13,) float, zero shift in degrees (observed minus true 2θ for Cu)
     lines : int, lines compared
     weight : float, their summed weight
     """
 
     score: np.ndarray
     cell: np.ndarray
+    zero: np.ndarray
     lines: int
     weight: float
+
+
+def _reliability(ln_q, ln_height, ln_significance) -> np.ndarray:
+    """Probability-like weight that a peak is a line of its own: sure against noise, not the foot of a strong line."""
+    real = 1.0 / (1.0 + np.exp(-5.0 * (ln_significance - np.log(8.0))))
+    near = np.abs(ln_q[:, None] - ln_q[None]) < 0.010
+    overshadowed = np.where(near, ln_height[None] - ln_height[:, None], -np.inf).max(1) > np.log(15.0)
+    return np.where(overshadowed, 0.15, 1.0) * real
 
 
 def lattice_scores(peaks: np.ndarray, *, sigma_two_theta: float = 0.035, lines: int = 24, base: int = 8,
@@ -307,8 +390,8 @@ def lattice_scores(peaks: np.ndarray, *, sigma_two_theta: float = 0.035, lines: 
     ln_q, ln_height, ln_significance = (np.asarray(peaks, float)[:, k] for k in range(3))
     best, cells = np.full(len(LATTICES), -1e3), np.zeros((len(LATTICES), 4))
     if len(ln_q) < 3:
-        return LatticeScores(np.zeros(len(LATTICES)), cells, len(ln_q), 0.0)
-    real = 1.0 / (1.0 + np.exp(-4.0 * (ln_significance - np.log(6.0))))
+        return LatticeScores(np.zeros(len(LATTICES)), cells, np.zeros(len(LATTICES)), len(ln_q), 0.0)
+    real = _reliability(ln_q, ln_height, ln_significance)
     # strong, sure lines at low angles decide
     keep = np.argsort(-(ln_height + 2.0 * np.log(np.clip(real, 1e-6, 1)) - 1.2 * (ln_q - ln_q.min())))[:lines]
     q = np.exp(2.0 * ln_q[keep])
@@ -326,8 +409,9 @@ def lattice_scores(peaks: np.ndarray, *, sigma_two_theta: float = 0.035, lines: 
     few = low_lines[:base_monoclinic]
     for row, thirds in ((11, _THIRDS_P), (12, _THIRDS_C)):
         top = _search_monoclinic_lattice(table, few, row, thirds, best, cells, top, low, max_volume)
-    score = np.maximum(best, top - MARGIN)
-    return LatticeScores(score, cells, len(keep), float(weight.sum()))
+    slope = np.radians(1.0) * 2.0 * np.sin(two_theta[order]) / REFERENCE_WAVELENGTH**2
+    best, cells, zero = _polish(table, slope, best, cells, _SYSTEM, _CENTRING, _DIVISOR, 0.6)
+    return LatticeScores(np.maximum(best, best.max() - MARGIN), cells, zero, len(keep), float(weight.sum()))
 
 
 def _search_monoclinic_lattice(table, base, row, thirds, best, cells, top, low, max_volume):
@@ -362,4 +446,4 @@ def _search_monoclinic_c(lines, base, zones, thirds, rows, centring, divisor, be
     return top
 
 
-__all__ = ["LATTICES", "LatticeScores", "combinations", "lattice_scores"]
+__all__ = ["LATTICES", "LatticeScores", "lattice_scores"]
