@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands)
     _add_classify(commands)
     _add_train(commands)
+    _add_evaluate(commands)
     _add_demo(commands)
     return parser
 
@@ -209,7 +210,8 @@ def _write_results(args: argparse.Namespace, results: dict[int, Any], errors: di
 
 
 def _row(file: Path, result: Any) -> tuple[str, ...]:
-    number, symbol, probability = result.top(1)[0]
+    number, symbol = result.space_group, result.space_group_symbol
+    probability = result.space_group_probabilities[number - 1]
     system = result.crystal_system
     return (
         str(file),
@@ -259,6 +261,28 @@ def _train_powder(args: argparse.Namespace) -> int:
     with logging_redirect_tqdm():
         code = train_command(args)
     return code if isinstance(code, int) else DONE
+
+
+# ---------------------------------------------------------------------- evaluate
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure the models on data kept out of training")
+    wings = evaluate.add_subparsers(dest="wing", required=True, metavar="WING")
+    parser = wings.add_parser("powder", help="the methods of PowderPattern.classify, side by side")
+    parser.add_argument("--shared", type=Path, required=True, metavar="DIR", help="structures and measured patterns")
+    parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="training runs; adaptations are kept there")
+    parser.add_argument("--only", nargs="+", choices=("measured", "held-out", "cubic", "realism"), help="some of the figures")
+    parser.add_argument("--minutes", type=float, default=4.0, help="adaptation of one fold (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.set_defaults(run=_evaluate_powder)
+
+
+def _evaluate_powder(args: argparse.Namespace) -> int:
+    from crystaldl.powder.evaluate import evaluate_command
+
+    sys.stdout.write(evaluate_command(args))
+    return DONE
 
 
 # ---------------------------------------------------------------------- demo

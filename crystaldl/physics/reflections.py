@@ -135,6 +135,30 @@ def _intensities(order, q2s, sums, coeff, z_term, biso):
 
 
 @njit(cache=True, nogil=True)
+def _ascending(values):
+    """Stable argsort of positive numbers that spread evenly: counting sort into as many bins, then insertion."""
+    n = values.size
+    order = np.empty(n, np.int64)
+    scale = n / (values.max() * (1 + 1e-9)) if n else 0.0
+    first = np.zeros(n + 1, np.int64)
+    for i in range(n):
+        first[int(values[i] * scale) + 1] += 1
+    for i in range(n):
+        first[i + 1] += first[i]
+    for i in range(n):
+        b = int(values[i] * scale)
+        order[first[b]] = i
+        first[b] += 1
+    for i in range(1, n):
+        at, j = order[i], i
+        while j > 0 and values[order[j - 1]] > values[at]:
+            order[j] = order[j - 1]
+            j -= 1
+        order[j] = at
+    return order
+
+
+@njit(cache=True, nogil=True)
 def _compute(numbers, positions, weight, b_iso, matrix, q_min, q_max, table, z_term):
     """Sort the atoms by species, sum, and weigh with form factors: hkl, q², |F|² and the order of ascending q²."""
     atoms = np.argsort(numbers, kind="mergesort")
@@ -163,7 +187,7 @@ def _compute(numbers, positions, weight, b_iso, matrix, q_min, q_max, table, z_t
     g = np.linalg.inv(metric)
     hm, km, lm = [int(np.floor(np.sqrt(metric[i, i]) * q_max + 1e-9)) for i in range(3)]
     hkl, q2, sums = _geometric_sums(xyz, w, start[:species + 1], g, q_min**2, q_max**2, hm, km, lm)
-    order = np.argsort(q2, kind="mergesort")
+    order = _ascending(q2)
     f2 = _intensities(order, q2, sums, table[z[:species]], z_term[z[:species]], b)
     return hkl, q2, f2, order
 
@@ -226,7 +250,8 @@ def _reflections(numbers, positions, cell, q_max, q_min, occupancy, b_iso, table
             coeff[z], z_term[z] = table(int(z))
     b = np.broadcast_to(np.asarray(b_iso, dtype=float), numbers.shape)
     weight = np.ones(numbers.size) if occupancy is None else np.asarray(occupancy, dtype=float)
-    return _compute(numbers, np.asarray(positions, dtype=float), weight, b, cell_matrix(cell), float(q_min), float(q_max), coeff, z_term)
+    positions, limits = np.asarray(positions, dtype=float), (float(q_min), float(q_max))
+    return _compute(numbers, positions, weight, b, cell_matrix(cell), *limits, coeff, z_term)
 
 
 def powder_lines(numbers, positions, cell, q_max, *, weight=None, q_min=0.0, occupancy=None, b_iso=0.0, table=None):

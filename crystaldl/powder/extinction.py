@@ -16,15 +16,24 @@ import numpy as np
 from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_members, extinction_of_group, space_group
 from .prepare import REFERENCE_WAVELENGTH
 
-_LIMIT = 14                 # largest |index| in the tables of extinctions
+_LIMIT = 14  # largest |index| in the tables of extinctions
 MAX_PREDICTED = 90
 #: transposed index transformations that rename the axes of a cell
 _AXES = {
     "o": [np.eye(3, dtype=int)[list(p)] for p in permutations(range(3))],
-    "m": [np.array(t) for t in ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, -1, 0], [1, 0, 0]],
-                                [[1, 0, 1], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 0], [1, 0, 1]],
-                                [[1, 0, -1], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 0], [-1, 0, 1]],
-                                [[0, 0, 1], [0, -1, 0], [1, 0, 1]], [[0, 0, 1], [0, -1, 0], [1, 0, -1]])],
+    "m": [
+        np.array(t)
+        for t in (
+            [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+            [[0, 0, 1], [0, -1, 0], [1, 0, 0]],
+            [[1, 0, 1], [0, 1, 0], [0, 0, 1]],
+            [[1, 0, 0], [0, 1, 0], [1, 0, 1]],
+            [[1, 0, -1], [0, 1, 0], [0, 0, 1]],
+            [[1, 0, 0], [0, 1, 0], [-1, 0, 1]],
+            [[0, 0, 1], [0, -1, 0], [1, 0, 1]],
+            [[0, 0, 1], [0, -1, 0], [1, 0, -1]],
+        )
+    ],
 }
 
 
@@ -48,22 +57,31 @@ def _absent(extinction: int) -> np.ndarray:
 def predicted_reflections(cell, lattice: str, q2_max: float):
     """Distinct reflections of a cell (A, B, C, D) up to ``1/d² = q2_max``: hkl (n, 3) and 1/d² (n,), ascending."""
     a, b, c, d = cell
-    reach = [min(_LIMIT // 2, int(np.sqrt(q2_max / max(v, 1e-5)) * (1.3 if lattice[0] == "m" else 1.0)) + 1) for v in (a, b, c)]
+    reach = [
+        min(_LIMIT // 2, int(np.sqrt(q2_max / max(v, 1e-5)) * (1.3 if lattice[0] == "m" else 1.0)) + 1)
+        for v in (a, b, c)
+    ]
     if lattice[0] == "h":
         reach[0] = reach[1] = min(_LIMIT // 2, int(np.sqrt(q2_max / a) * 1.16) + 1)
-    h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")  # noqa: E741
+    h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")
     hkl = np.stack([h, k, l], -1).reshape(-1, 3)
     hkl = hkl[(hkl[:, 0] > 0) | ((hkl[:, 0] == 0) & ((hkl[:, 1] > 0) | ((hkl[:, 1] == 0) & (hkl[:, 2] > 0))))]
-    h, k, l = hkl.T  # noqa: E741
+    h, k, l = hkl.T
     q2 = (h * h + h * k + k * k) * a + l * l * c if lattice[0] == "h" else h * h * a + k * k * b + l * l * c + h * l * d
-    centring = {"I": (h + k + l) % 2 == 0, "F": ((h + k) % 2 == 0) & ((k + l) % 2 == 0), "C": (h + k) % 2 == 0,
-                "R": (-h + k + l) % 3 == 0}.get(lattice[1], np.ones(len(h), bool))
+    centring = {
+        "I": (h + k + l) % 2 == 0,
+        "F": ((h + k) % 2 == 0) & ((k + l) % 2 == 0),
+        "C": (h + k) % 2 == 0,
+        "R": (-h + k + l) % 3 == 0,
+    }.get(lattice[1], np.ones(len(h), bool))
     keep = centring & (q2 <= q2_max) & (q2 > 1e-5)
     order = np.argsort(q2[keep], kind="stable")
     return hkl[keep][order], q2[keep][order]
 
 
-def extinction_evidence(lattice: str, cell, zero: float, peaks: np.ndarray, limits, tolerance: float = 0.06) -> dict[int, float]:
+def extinction_evidence(
+    lattice: str, cell, zero: float, peaks: np.ndarray, limits, tolerance: float = 0.06
+) -> dict[int, float]:
     """Log-likelihood of every extinction group of a Bravais lattice, relative to the mean over them.
 
     Parameters
@@ -103,7 +121,7 @@ def extinction_evidence(lattice: str, cell, zero: float, peaks: np.ndarray, limi
     np.fill_diagonal(neighbours, 9.0)
     alone = neighbours.min(1) > 2.0 * tolerance
     strength = np.exp(peaks[np.argmin(distance, 1), 2])
-    sure = np.clip((strength / 6.0) ** 2, 0.2, 1.0)             # a faint peak is weak evidence for a line
+    sure = np.clip((strength / 6.0) ** 2, 0.2, 1.0)  # a faint peak is weak evidence for a line
     return _evidence(groups, lattice, hkl, line, count, seen, alone, sure, position)
 
 

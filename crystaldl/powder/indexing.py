@@ -14,12 +14,12 @@ Smith & Snyder (1979), which weight all lines alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations, product
 
 import numpy as np
 from numba import njit
 
 from .prepare import REFERENCE_WAVELENGTH
+from .trial_indices import CODES_O, PAIRS_H, PAIRS_T, THIRDS_C, THIRDS_P, ZONES_M
 
 #: Bravais lattices searched, in the order of the scores
 LATTICES = ("cP", "cI", "cF", "tP", "tI", "hP", "hR", "oP", "oC", "oI", "oF", "mP", "mC")
@@ -33,7 +33,7 @@ _SQRT_TWO_PI = 2.5066282746
 
 
 @njit(cache=True, nogil=True)
-def _allowed(h, k, l, centring):  # noqa: E741
+def _allowed(h, k, l, centring):
     if centring == 0:
         return True
     if centring == 1:
@@ -76,7 +76,7 @@ def _nearest(q, cell, system, centring):
                     break
                 centre = root - half if side == 0 else -root - half
                 low = int(np.floor(centre))
-                for l in range(low, low + 2):  # noqa: E741
+                for l in range(low, low + 2):
                     if (system < 4 and l < 0) or (system == 0 and l > k) or (h == 0 and k == 0 and l == 0):
                         continue
                     if not _allowed(h, k, l, centring):
@@ -86,7 +86,7 @@ def _nearest(q, cell, system, centring):
                         best, bh, bk, bl = e, h, k, l
                 if centring > 0:
                     # the nearest l may be extinct: look one further on both sides
-                    for l in (low - 1, low + 2):  # noqa: E741
+                    for l in (low - 1, low + 2):
                         if (system < 4 and l < 0) or (system == 0 and l > k) or (h == 0 and k == 0 and l == 0):
                             continue
                         if _allowed(h, k, l, centring):
@@ -145,7 +145,7 @@ def _refine(lines, slope, cell, system, centring, rounds):
         y = np.zeros(n + 1)
         for i in range(n):
             q = lines[i, 0] - zero * slope[i]
-            e, h, k, l = _nearest(q, cell, system, centring)  # noqa: E741
+            e, h, k, l = _nearest(q, cell, system, centring)
             u = e / lines[i, 1]
             w = np.sqrt(lines[i, 2]) / lines[i, 1] / (1.0 + (u / (2.0 - 0.4 * turn)) ** 4)
             if system == 0:
@@ -241,7 +241,18 @@ def _search_high(lines, base, pairs_t, pairs_h, tables, best, cells, top, low, m
                     a = (base[i] * l2 - base[j] * l1) / det
                     c = (p1 * base[j] - p2 * base[i]) / det
                     if a > low and c > low and a < 0.35 and c < 0.35:
-                        top = _keep(lines, np.array([a, a, c, 0.0]), system, rows, centring, divisor, best, cells, top, max_volume)
+                        top = _keep(
+                            lines,
+                            np.array([a, a, c, 0.0]),
+                            system,
+                            rows,
+                            centring,
+                            divisor,
+                            best,
+                            cells,
+                            top,
+                            max_volume,
+                        )
     return top
 
 
@@ -284,59 +295,14 @@ def _search_monoclinic(lines, base, zones, thirds, tables, best, cells, top, low
                         if f in (i, j, k):
                             continue
                         for u in range(thirds.shape[0]):
-                            h, kk, l = thirds[u, 0], thirds[u, 1], thirds[u, 2]  # noqa: E741
+                            h, kk, l = thirds[u, 0], thirds[u, 1], thirds[u, 2]
                             b = (base[f] - h * h * a - l * l * c - h * l * d) / (kk * kk)
                             if low < b < 0.3:
                                 cell[1] = b
-                                top = _keep(lines, cell.copy(), 4, rows, centring, divisor, best, cells, top, max_volume)
+                                top = _keep(
+                                    lines, cell.copy(), 4, rows, centring, divisor, best, cells, top, max_volume
+                                )
     return top
-
-
-# ------------------------------------------------------------------------------------------ index tables
-
-
-def _pairs(forms) -> np.ndarray:
-    """Two indexed lines as (h² + …, l², h² + …, l²), simple indices first."""
-    found = [(*u, *v) for u, v in product(forms, forms) if u[0] * v[1] != u[1] * v[0]]
-    return np.array(sorted(found, key=sum), dtype=np.float64)
-
-
-def _orthorhombic_codes() -> np.ndarray:
-    """Inverse index matrices giving (A, B, C) from three lines, one for each way to name the axes, simple ones first."""
-    forms = [(1, 0, 0), (1, 1, 0), (1, 1, 1), (4, 0, 0), (4, 1, 0), (4, 1, 1)]
-    forms = sorted({p for f in forms for p in permutations(f)})
-    out = {}
-    for triple in product(forms, repeat=3):
-        matrix = np.array(triple, float)
-        if abs(np.linalg.det(matrix)) < 1e-6:
-            continue
-        key = min(tuple(matrix[:, list(p)].ravel()) for p in permutations(range(3)))
-        out.setdefault(key, (matrix.sum(), np.linalg.inv(matrix).ravel()))
-    return np.array([code for _, code in sorted(out.values(), key=lambda item: item[0])])
-
-
-def _monoclinic_zones() -> np.ndarray:
-    """Inverse matrices giving (A, C, D) from three lines h0l."""
-    forms = [(1, 0), (0, 1), (1, 1), (1, -1), (2, 0), (0, 2)]
-    out = {}
-    for triple in permutations(forms, 3):
-        matrix = np.array([(h * h, l * l, h * l) for h, l in triple], float)
-        if abs(np.linalg.det(matrix)) < 1e-6:
-            continue
-        # exchanging a and c, or reversing one of them, names the same cell
-        swaps = [matrix, matrix[:, [1, 0, 2]], matrix * [1, 1, -1], matrix[:, [1, 0, 2]] * [1, 1, -1]]
-        key = min(tuple(s.ravel()) for s in swaps)
-        out.setdefault(key, (np.abs(matrix).sum(), np.linalg.inv(matrix).ravel()))
-    return np.array([code for _, code in sorted(out.values(), key=lambda item: item[0])])
-
-
-_PAIRS_T = _pairs([(1, 0), (0, 1), (1, 1), (2, 0), (2, 1), (1, 4), (2, 4), (0, 4), (4, 0), (5, 0), (5, 1), (4, 1), (2, 9), (1, 9)])
-_PAIRS_H = _pairs([(1, 0), (0, 1), (1, 1), (3, 0), (3, 1), (1, 4), (0, 4), (4, 0), (3, 4), (4, 1), (1, 9), (0, 9), (1, 16), (3, 9), (0, 36)])
-_CODES_O = _orthorhombic_codes()
-_ZONES_M = _monoclinic_zones()
-_THIRDS_P = np.array([(0, 1, 0), (0, 2, 0), (1, 1, 0), (0, 1, 1), (1, 1, 1), (-1, 1, 1), (1, 2, 0), (0, 2, 1)], float)
-# in a C cell the zone's own indices are h/2: (h', k, l) with h' = ±1/2 for the 11l lines
-_THIRDS_C = np.array([(0, 2, 0), (0.5, 1, 0), (0.5, 1, 1), (-0.5, 1, 1), (0, 2, 1), (0.5, 1, 2), (-0.5, 1, 2)], float)
 
 
 # ------------------------------------------------------------------------------------------ for users of this module
@@ -371,8 +337,15 @@ def _reliability(ln_q, ln_height, ln_significance) -> np.ndarray:
     return np.where(overshadowed, 0.15, 1.0) * real
 
 
-def lattice_scores(peaks: np.ndarray, *, sigma_two_theta: float = 0.035, lines: int = 24, base: int = 8,
-                   base_monoclinic: int = 7, max_volume: float = 6000.0) -> LatticeScores:
+def lattice_scores(
+    peaks: np.ndarray,
+    *,
+    sigma_two_theta: float = 0.035,
+    lines: int = 24,
+    base: int = 8,
+    base_monoclinic: int = 7,
+    max_volume: float = 6000.0,
+) -> LatticeScores:
     """Score every Bravais lattice but triclinic on a peak list.
 
     Parameters
@@ -402,12 +375,25 @@ def lattice_scores(peaks: np.ndarray, *, sigma_two_theta: float = 0.035, lines: 
     order = np.argsort(-weight)
     table = np.ascontiguousarray(np.stack([q, sigma, weight, perfect], 1)[order])
     low_lines = np.sort(q)[:base]
-    rows = [np.flatnonzero(_SYSTEM == s) for s in range(5)]
+    rows = [np.flatnonzero(s == _SYSTEM) for s in range(5)]
     low, top = 1 / 30.0**2, -1e3
-    top = _search_high(table, low_lines, _PAIRS_T, _PAIRS_H, (rows[0], rows[1], rows[2], _CENTRING, _DIVISOR), best, cells, top, low, max_volume)
-    top = _search_orthorhombic(table, low_lines, _CODES_O, (rows[3], _CENTRING, _DIVISOR), best, cells, top, low, max_volume)
+    top = _search_high(
+        table,
+        low_lines,
+        PAIRS_T,
+        PAIRS_H,
+        (rows[0], rows[1], rows[2], _CENTRING, _DIVISOR),
+        best,
+        cells,
+        top,
+        low,
+        max_volume,
+    )
+    top = _search_orthorhombic(
+        table, low_lines, CODES_O, (rows[3], _CENTRING, _DIVISOR), best, cells, top, low, max_volume
+    )
     few = low_lines[:base_monoclinic]
-    for row, thirds in ((11, _THIRDS_P), (12, _THIRDS_C)):
+    for row, thirds in ((11, THIRDS_P), (12, THIRDS_C)):
         top = _search_monoclinic_lattice(table, few, row, thirds, best, cells, top, low, max_volume)
     slope = np.radians(1.0) * 2.0 * np.sin(two_theta[order]) / REFERENCE_WAVELENGTH**2
     best, cells, zero = _polish(table, slope, best, cells, _SYSTEM, _CENTRING, _DIVISOR, 0.6)
@@ -415,9 +401,13 @@ def lattice_scores(peaks: np.ndarray, *, sigma_two_theta: float = 0.035, lines: 
 
 
 def _search_monoclinic_lattice(table, base, row, thirds, best, cells, top, low, max_volume):
-    if row == 12:      # the zone is searched with h' = h/2; back to the C cell: A = A'/4, D = D'/2
-        return _search_monoclinic_c(table, base, _ZONES_M, thirds, np.array([row]), _CENTRING, _DIVISOR, best, cells, top, low, max_volume)
-    return _search_monoclinic(table, base, _ZONES_M, thirds, (np.array([row]), _CENTRING, _DIVISOR), best, cells, top, low, max_volume)
+    if row == 12:  # the zone is searched with h' = h/2; back to the C cell: A = A'/4, D = D'/2
+        return _search_monoclinic_c(
+            table, base, ZONES_M, thirds, np.array([row]), _CENTRING, _DIVISOR, best, cells, top, low, max_volume
+        )
+    return _search_monoclinic(
+        table, base, ZONES_M, thirds, (np.array([row]), _CENTRING, _DIVISOR), best, cells, top, low, max_volume
+    )
 
 
 @njit(cache=True, nogil=True)
@@ -438,11 +428,13 @@ def _search_monoclinic_c(lines, base, zones, thirds, rows, centring, divisor, be
                         if f in (i, j, k):
                             continue
                         for u in range(thirds.shape[0]):
-                            h, kk, l = thirds[u, 0], thirds[u, 1], thirds[u, 2]  # noqa: E741
+                            h, kk, l = thirds[u, 0], thirds[u, 1], thirds[u, 2]
                             b = (base[f] - h * h * a - l * l * c - h * l * d) / (kk * kk)
                             if low < b < 0.3:
                                 cell[0], cell[1], cell[2], cell[3] = 0.25 * a, b, c, 0.5 * d
-                                top = _keep(lines, cell.copy(), 4, rows, centring, divisor, best, cells, top, max_volume)
+                                top = _keep(
+                                    lines, cell.copy(), 4, rows, centring, divisor, best, cells, top, max_volume
+                                )
     return top
 
 

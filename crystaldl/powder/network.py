@@ -239,7 +239,8 @@ class LatticeArbiter(nn.Module):
 
     Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 13) and ``facts`` (B, 3) of the search (see
     `crystaldl.powder.indexing.LatticeScores`): score of the best lattice, summed weight and number of lines;
-    ``evidence`` (B, 99) log-likelihoods of extinction groups, 0 where not known. ``blind`` answers without the network.
+    ``evidence`` (B, 99) log-likelihoods of extinction groups, 0 where not known; ``blind`` (B,) bool, answer without the
+    network, from its prior and the search alone (drawn at random in training, so that the search can stand alone).
     """
 
     def __init__(self, hidden: int = 48, dropout: float = 0.2):
@@ -247,26 +248,24 @@ class LatticeArbiter(nn.Module):
         level = levels()
         self.register_buffer("bravais", level.bravais, persistent=False)
         self.register_buffer("extinction", level.extinction, persistent=False)
+        self.register_buffer("log_prior", torch.full((230,), -math.log(230.0)))      # what stands in for a blind network
         self.trust = nn.Parameter(torch.ones(14))
         self.mlp = nn.Sequential(nn.Linear(14 + 13 + 13 + 4, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 14))
         # per crystal family (a m o t h c): how far to believe the evidence of absent lines, and the network inside a lattice
         self.absences = nn.Parameter(torch.full((14,), 0.3))
         self.inside = nn.Parameter(torch.ones(14))
 
-    def forward(self, logits: Tensor, scores: Tensor, facts: Tensor, evidence: Tensor, blind: Tensor | None = None,
-                prior: Tensor | None = None) -> Tensor:
-        log_p = F.log_softmax(logits, 1)
-        if blind is not None:       # train the search to stand alone: the network's opinion replaced by the prior
-            log_p = torch.where(blind[:, None], prior[None], log_p)
+    def forward(self, logits: Tensor, scores: Tensor, facts: Tensor, evidence: Tensor, blind: Tensor) -> Tensor:
+        log_p = torch.where(blind[:, None], self.log_prior[None], F.log_softmax(logits, 1))
         lattice = level_log_probabilities(log_p, self.bravais, 14)
         top = scores.amax(1, keepdim=True)
         relative = ((scores - top) / 5.0).clamp_min(-2.0)
         sure = (relative > -0.4).to(scores.dtype)
-        flag = torch.zeros_like(top) if blind is None else blind[:, None].to(scores.dtype)
-        x = torch.cat([lattice.clamp_min(-8.0) / 4.0, relative, sure, facts / torch.tensor([20.0, 10.0, 24.0], device=facts.device),
-                       flag], 1)
+        scaled = facts / torch.tensor([20.0, 10.0, 24.0], device=facts.device)
+        x = torch.cat([lattice.clamp_min(-8.0) / 4.0, relative, sure, scaled, blind[:, None].to(scores.dtype)], 1)
         lattice_logits = self.trust * lattice + self.mlp(x)
-        within = self.inside[self.bravais] * (log_p - lattice[:, self.bravais]) + self.absences[self.bravais] * evidence[:, self.extinction]
+        within = self.inside[self.bravais] * (log_p - lattice[:, self.bravais])
+        within = within + self.absences[self.bravais] * evidence[:, self.extinction]
         norm = torch.zeros_like(lattice).index_add(1, self.bravais, within.clamp(-60, 60).exp()).clamp_min(1e-30).log()
         return (lattice_logits.log_softmax(1) - norm)[:, self.bravais] + within
 

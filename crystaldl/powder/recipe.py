@@ -259,7 +259,7 @@ def train_command(args) -> int:
     from ..training.loop import TrainOptions, train
 
     if args.resume is not None:
-        read_state(args.resume)      # says what is wrong before minutes of preparation
+        read_state(args.resume)  # says what is wrong before minutes of preparation
     out, shared = Path(args.out), args.shared
     if shared is not None and not Path(shared).is_dir():
         raise FileNotFoundError(f"shared is {str(shared)!r}, which is not a directory.")
@@ -271,9 +271,21 @@ def train_command(args) -> int:
     if steps is None and args.minutes is None:
         steps = 60 if args.size == "smoke" else None
     minutes = args.minutes if args.minutes or steps else 9.0
-    options = TrainOptions(out=out, minutes=minutes, max_steps=steps, session_minutes=args.session_minutes,
-                           device=args.device, resume=args.resume, init=adapt, seed=args.seed, threads=args.threads,
-                           warmup_steps=20 if args.size == "smoke" else 300, ema_decay=0.998)
+    options = TrainOptions(
+        out=out,
+        minutes=minutes,
+        max_steps=steps,
+        session_minutes=args.session_minutes,
+        device=args.device,
+        resume=args.resume,
+        init=adapt,
+        seed=args.seed,
+        threads=args.threads,
+        warmup_steps=20 if args.size == "smoke" else 300,
+        ema_decay=0.998,
+    )
     result = train(task, options)
-    log.info("%s: %d steps, checkpoint in %s", "finished" if result.finished else "stopped", result.steps, result.checkpoint)
+    log.info(
+        "%s: %d steps, checkpoint in %s", "finished" if result.finished else "stopped", result.steps, result.checkpoint
+    )
     return 0

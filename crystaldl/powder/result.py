@@ -18,6 +18,7 @@ from ..physics.symmetry import (
     extinction_symbols,
     symbols,
 )
+from .evidence import Lattice
 from .pattern import PowderPattern
 
 
@@ -36,6 +37,7 @@ class Classification:
     second_phase_probability : float, that lines of another phase exceed 3 % of the strongest; NaN if the model cannot say
     primitive_volume : float, estimated volume of the primitive cell in Å³; NaN if the model cannot say
     lines : int, lines found in the pattern; -1 if the model does not use lines
+    lattices : tuple of Lattice, what the lattice search found, best first; empty where the method does not search
     """
 
     pattern: PowderPattern
@@ -47,6 +49,7 @@ class Classification:
     second_phase_probability: float = float("nan")
     primitive_volume: float = float("nan")
     lines: int = -1
+    lattices: tuple[Lattice, ...] = ()
     version: str = __version__
 
     def __post_init__(self):
@@ -114,6 +117,8 @@ class Classification:
             "space_group_probabilities": self.space_group_probabilities.tolist(),
             "second_phase_probability": finite(self.second_phase_probability),
             "primitive_volume": finite(self.primitive_volume), "lines": self.lines, "method": self.method,
+            "lattices": [{"bravais": c.bravais, "cell": [round(float(v), 5) for v in c.cell], "score": c.score, "zero": c.zero}
+                         for c in self.lattices],
             "model": self.model, "model_sha256": self.model_sha256, "crystaldl": self.version,
             "wavelength": self.pattern.radiation.wavelength,
             "two_theta_range": [float(self.pattern.two_theta[0]), float(self.pattern.two_theta[-1])],

@@ -35,7 +35,7 @@ CELLS = {
 
 def test_systems_and_lattices():
     systems = Counter(CRYSTAL_SYSTEMS[s] for s in SYSTEM_OF_GROUP)
-    assert systems == {"triclinic": 2, "monoclinic": 13, "orthorhombic": 59, "tetragonal": 68, "trigonal": 25, "hexagonal": 27, "cubic": 36}
+    assert [systems[s] for s in CRYSTAL_SYSTEMS] == [2, 13, 59, 68, 25, 27, 36]
     lattices = Counter(BRAVAIS_LATTICES[b] for b in bravais_of_group())
     assert lattices == {"aP": 2, "mP": 8, "mC": 5, "oP": 30, "oC": 15, "oI": 9, "oF": 5, "tP": 49, "tI": 19, "hP": 45, "hR": 7,
                         "cP": 15, "cI": 10, "cF": 11}  # fmt: skip
@@ -92,7 +92,8 @@ def test_extinction_groups_equal_the_published_list(shared_data):
     if path is None or not path.is_file():
         pytest.skip("needs ../shared/data/powder/extinction_groups.csv")
     with path.open(encoding="utf-8") as stream:
-        rows = [(row["Canonical Extinction Group"], tuple(json.loads(row["Space Group Numbers"]))) for row in csv.DictReader(stream)]
+        table = list(csv.DictReader(stream))
+    rows = [(row["Canonical Extinction Group"], tuple(json.loads(row["Space Group Numbers"]))) for row in table]
     assert {numbers for _, numbers in rows} == set(extinction_members())
     ours = dict(zip(extinction_members(), extinction_symbols(), strict=True))
 

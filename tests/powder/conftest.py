@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -39,4 +38,4 @@ def seeded():
 @pytest.fixture(scope="session")
 def tensors():
     """A function LineLibrary → (q, intensity) tensors."""
-    return lambda lines, count=None: (torch.as_tensor(np.asarray(lines.q[:count])), torch.as_tensor(np.asarray(lines.intensity[:count])))
+    return lambda lines, count=None: (torch.as_tensor(lines.q[:count]), torch.as_tensor(lines.intensity[:count]))

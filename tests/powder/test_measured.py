@@ -9,7 +9,14 @@ import torch
 from crystaldl.physics.lattice import two_theta_from_inverse_d
 from crystaldl.physics.symmetry import SYSTEM_OF_GROUP
 from crystaldl.powder.measured import MeasuredSet, augment, group_folds, rescale
-from crystaldl.powder.prepare import AXIS_POINTS, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis, find_peaks, strip_doublet
+from crystaldl.powder.prepare import (
+    AXIS_POINTS,
+    CU_DOUBLET,
+    REFERENCE_WAVELENGTH,
+    common_axis,
+    find_peaks,
+    strip_doublet,
+)
 
 AXIS = common_axis()
 

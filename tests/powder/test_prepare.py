@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.physics.lattice import two_theta_from_inverse_d
+from crystaldl.physics.lattice import inverse_d_from_two_theta, two_theta_from_inverse_d
 from crystaldl.powder.prepare import (
     AXIS_POINTS,
     AXIS_STEP,
@@ -97,7 +97,8 @@ def test_gaps_and_masks():
 
 
 def with_alpha2(at, fwhm, ratio=0.5):
-    second = two_theta_from_inverse_d(2 * np.sin(np.radians(at / 2)) / REFERENCE_WAVELENGTH, REFERENCE_WAVELENGTH * np.exp(CU_DOUBLET))
+    q = inverse_d_from_two_theta(at, REFERENCE_WAVELENGTH)
+    second = two_theta_from_inverse_d(q, REFERENCE_WAVELENGTH * np.exp(CU_DOUBLET))
     return gauss(at, fwhm) + ratio * gauss(second, fwhm), float(second)
 
 
@@ -138,7 +139,8 @@ def test_in_doubt_alpha2_is_assumed(random_lines, tensors, seeded):
 
 def test_isolated_lines_are_found(random_lines, tensors, seeded, quiet):
     """Recall of isolated lines above ten times the noise, position error, false lines."""
-    conditions = replace(quiet, instrument_fwhm=(0.06, 0.14), size=(500.0, 4000.0), strain=(1e-5, 5e-4), peak_to_noise=(80.0, 800.0))
+    widths = {"instrument_fwhm": (0.06, 0.14), "size": (500.0, 4000.0), "strain": (1e-5, 5e-4)}
+    conditions = replace(quiet, peak_to_noise=(80.0, 800.0), **widths)
     q, intensity = tensors(random_lines, 200)
     p = simulate(q, intensity, seeded(9), conditions, keep_clean=True)
     peaks, found = find_peaks(normalise(p.y, p.mask), p.mask)
@@ -204,7 +206,7 @@ def test_background_is_removed_and_lines_are_left():
     assert abs(out[empty].mean()) < 15 and np.abs(np.convolve(out, np.ones(50) / 50, "same")[empty]).max() < 45  # of 400
     for at, h in ((22.0, 800), (34.0, 300), (68.0, 60)):
         near = np.abs(AXIS - at) < 0.5
-        assert out[near].sum() == pytest.approx(lines[near].sum(), rel=0.1, abs=600)
+        assert out[near].sum() == pytest.approx(lines[near].sum(), abs=25 * int(near.sum()))
         assert out[near].max() == pytest.approx(h, abs=0.08 * h + 55)
     assert (out[~inside] == 0).all()
 

@@ -41,9 +41,10 @@ def same(a, b):
 def measured(random_lines):
     """Twenty simulated patterns in the place of measured ones, labelled 1…230, in ten groups."""
     pick = slice(0, 20)
-    p = simulate(torch.as_tensor(random_lines.q[pick]), torch.as_tensor(random_lines.intensity[pick]), torch.Generator().manual_seed(3))
-    return MeasuredSet(p.y.clamp_min(0), p.mask, torch.full((20,), 0.5), torch.tensor(random_lines.space_group[pick].astype(np.int64)),
-                       torch.arange(20) // 2)  # fmt: skip
+    q, intensity = torch.as_tensor(random_lines.q[pick]), torch.as_tensor(random_lines.intensity[pick])
+    p = simulate(q, intensity, torch.Generator().manual_seed(3))
+    groups = torch.tensor(random_lines.space_group[pick].astype(np.int64))
+    return MeasuredSet(p.y.clamp_min(0), p.mask, torch.full((20,), 0.5), groups, torch.arange(20) // 2)
 
 
 def test_prior_of_the_systems():
@@ -53,7 +54,8 @@ def test_prior_of_the_systems():
 
 
 def test_batches_are_functions_of_seed_step_and_rank(random_lines, measured):
-    for task in (PowderTask(SETTINGS, random_lines), PowderTask(replace(SETTINGS, measured_share=0.4), random_lines, measured=measured)):
+    mixed = PowderTask(replace(SETTINGS, measured_share=0.4), random_lines, measured=measured)
+    for task in (PowderTask(SETTINGS, random_lines), mixed):
         batch = task.batch(3, 0, 2, CPU)
         torch.rand(5)  # no global generator has a say
         np.random.rand(5)

@@ -1,0 +1,122 @@
+"""How the arbiter's weights are made: fitted on measured patterns the network was not adapted to, and on simulated ones.
+
+The arbiter is small; its inputs are a network's logits and the evidence of the lattice search. For measured patterns the
+logits come from networks adapted without their look-alikes (out of fold), so that it learns how far to trust them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .evidence import gather_evidence
+from .network import LatticeArbiter, level_log_probabilities, levels
+from .prepare import prepare
+from .recipe import training_prior
+
+STEPS, BATCH, BLIND_SHARE = 900, 512, 0.3
+
+
+@dataclass
+class SearchTable:
+    """Evidence of many patterns and their true space groups (n,), 1…230."""
+
+    scores: np.ndarray
+    facts: np.ndarray
+    extinction: np.ndarray
+    group: np.ndarray
+    logits: np.ndarray | None = None
+
+    def save(self, path) -> None:
+        np.savez_compressed(
+            path, scores=self.scores, facts=self.facts, extinction=self.extinction, group=self.group, logits=self.logits
+        )
+
+    @classmethod
+    def load(cls, path) -> SearchTable:
+        with np.load(Path(path), allow_pickle=False) as data:
+            return cls(*(data[k] for k in ("scores", "facts", "extinction", "group", "logits")))
+
+    def tensors(self, logits: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            torch.as_tensor(np.asarray(a, dtype=np.float32)) for a in (logits, self.scores, self.facts, self.extinction)
+        )
+
+
+def search_table(y, mask, ratio, group) -> SearchTable:
+    """Run the lattice search on patterns on the common axis."""
+    prepared = prepare(y, mask, ratio)
+    evidence = gather_evidence(prepared.peaks, prepared.peak_mask, prepared.limits)
+    return SearchTable(
+        *(np.stack([getattr(e, k) for e in evidence]) for k in ("scores", "facts", "extinction")), np.asarray(group)
+    )
+
+
+def blind_prior() -> torch.Tensor:
+    """What stands in for the network where the search answers alone: the stream's shares, ln, (230,)."""
+    return torch.as_tensor(np.log(training_prior()), dtype=torch.float32)
+
+
+def fit_arbiter(inputs, group, weight, seed: int = 0, steps: int = STEPS) -> LatticeArbiter:
+    """Fit an arbiter: likelihood of space group, Bravais lattice and crystal system, sampled with ``weight`` (n,)."""
+    torch.manual_seed(seed)
+    arbiter, level = LatticeArbiter(), levels()
+    arbiter.log_prior.copy_(blind_prior())
+    optimizer = torch.optim.AdamW(arbiter.parameters(), lr=3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    label, weight = torch.as_tensor(group - 1).long(), torch.as_tensor(weight, dtype=torch.float64)
+    for _ in range(steps):
+        pick = torch.multinomial(weight, min(BATCH, len(label)), replacement=True)
+        blind = torch.rand(len(pick)) < BLIND_SHARE
+        log_p = arbiter(*(t[pick] for t in inputs), blind).log_softmax(1)
+        truth = label[pick]
+        loss = F.nll_loss(log_p, truth)
+        for table, count in ((level.system, 7), (level.bravais, 14)):
+            loss = loss + F.nll_loss(level_log_probabilities(log_p, table, count), table[truth])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return arbiter.eval()
+
+
+@torch.no_grad()
+def arbiter_logits(arbiter: LatticeArbiter, inputs, blind: bool = False) -> np.ndarray:
+    """Logits (n, 230)."""
+    return arbiter(*inputs, torch.full((len(inputs[0]),), blind)).numpy()
+
+
+def combine(measured, group, weight, simulated: SearchTable | None, share: float = 0.5):
+    """Training rows: measured patterns and, weighing ``share`` of them all, simulated ones."""
+    if simulated is None:
+        return measured, group, weight
+    extra = simulated.tensors(simulated.logits)
+    inputs = tuple(torch.cat([a, b]) for a, b in zip(measured, extra, strict=True))
+    prior = training_prior()[simulated.group - 1]
+    present = np.bincount(simulated.group, minlength=231)[simulated.group]
+    w = prior / present
+    w = w / w.sum() * weight.sum() * share / (1 - share)
+    return inputs, np.concatenate([group, simulated.group]), np.concatenate([weight, w])
+
+
+def cross_validated_logits(table: SearchTable, logits, look_alike, fold, simulated: SearchTable | None = None):
+    """Out-of-fold arbiter logits (n, 230): with the network's opinion, and without (the search alone)."""
+    inputs = table.tensors(logits)
+    weight = look_alike_weight(look_alike)
+    full, blind = np.zeros((len(fold), 230)), np.zeros((len(fold), 230))
+    for k in np.unique(fold):
+        train, test = fold != k, fold == k
+        rows = combine(tuple(t[train] for t in inputs), table.group[train], weight[train], simulated)
+        arbiter = fit_arbiter(*rows, seed=int(k))
+        unseen = tuple(t[test] for t in inputs)
+        full[test], blind[test] = arbiter_logits(arbiter, unseen), arbiter_logits(arbiter, unseen, blind=True)
+    return full, blind
+
+
+def look_alike_weight(look_alike) -> np.ndarray:
+    """A group of n look-alikes counts as √n."""
+    return 1 / np.sqrt(np.bincount(look_alike)[look_alike])

@@ -1,0 +1,232 @@
+"""Figures of the powder models, each reproducible by ``crystaldl evaluate powder``.
+
+Everything is measured on what training has not seen: measured patterns by look-alike group, simulated patterns of
+structure types kept out.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..models.registry import card, default, load_weights
+from ..physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP
+from . import network as architectures
+from .arbiter import SearchTable, cross_validated_logits, search_table
+from .crossval import (
+    FOLDS,
+    Figures,
+    calibrated_out_of_fold,
+    figures,
+    format_table,
+    nearest_neighbour,
+    out_of_fold_logits,
+    softmax,
+)
+from .measured import MeasuredSet, group_folds
+from .prepare import normalise
+from .recipe import predict_logits
+from .simulate import DEFAULT_CONDITIONS, LineLibrary, Patterns, simulate
+from .stream import training_lines
+
+log = logging.getLogger(__name__)
+
+
+def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None = None) -> dict[str, Figures]:
+    """Group-wise cross-validation on the measured patterns: every method side by side.
+
+    ``runs`` holds (or receives) the adaptations of each fold; pretrained weights are looked for in
+    ``runs/<network>-pre/checkpoint``, made by ``crystaldl train powder --model <network> --out runs/<network>-pre``.
+    """
+    from ..training.checkpoint import load_checkpoint_weights
+
+    measured = MeasuredSet.rruff(shared)
+    group = measured.space_group.numpy()
+    fold = group_folds(measured.group, measured.space_group, FOLDS)
+    rows = {"1-NN on ln(1/d)": figures(nearest_neighbour(measured, fold), group)}
+    lines = None
+    logits = {}
+    for name, label in (("npcnn", "NPCNN re-trained"), ("powdernet", "PowderNet")):
+        pretrained = runs / f"{name}-pre" / "checkpoint"
+        model = {"npcnn": architectures.NPCNN, "powdernet": architectures.PowderNet}[name]()
+        model.load_state_dict(load_checkpoint_weights(pretrained))
+        base = predict_logits(model.eval(), name, measured.y, measured.mask, measured.ratio)
+        rows[f"{label}, simulated only"] = figures(softmax(base), group)
+        if lines is None and not all((runs / "cv" / f"{name}-fold{k}.npy").is_file() for k in range(FOLDS)):
+            lines = training_lines(runs / "lines", shared, 16, seed=0)
+        logits[name] = out_of_fold_logits(name, pretrained, measured, lines, runs / "cv", minutes, threads=threads)
+        rows[f"{label}, + measured"] = figures(calibrated_out_of_fold(logits[name], group, fold), group)
+    table = search_table(measured.y, measured.mask, measured.ratio, group)
+    simulated = SearchTable.load(runs / "arbiter-simulated.npz") if (runs / "arbiter-simulated.npz").is_file() else None
+    full, blind = cross_validated_logits(table, logits["powdernet"], measured.group.numpy(), fold, simulated)
+    rows["lattice search alone (indexing)"] = figures(calibrated_out_of_fold(blind, group, fold), group)
+    rows["default (auto): both"] = figures(calibrated_out_of_fold(full, group, fold), group)
+    return rows
+
+
+# ------------------------------------------------------------------------------------------ simulated
+
+
+def _held_out(shared: Path, runs: Path, count: int = 2500) -> LineLibrary:
+    return training_lines(runs / "lines", shared, 1, count, seed=0, held_out=True, library_only=True)
+
+
+def _patterns_for(lines: LineLibrary, seed: int, conditions=DEFAULT_CONDITIONS, second=None) -> Patterns:
+    g = torch.Generator().manual_seed(seed)
+    return simulate(torch.as_tensor(lines.q), torch.as_tensor(lines.intensity), g, conditions, second)
+
+
+def shipped_probabilities(y, mask, ratio, method: str = "auto") -> np.ndarray:
+    """Probabilities (n, 230) of a shipped method for patterns on the common axis."""
+    from .classify import METHODS, _arbitrate, calibrate
+    from .evidence import gather_evidence
+    from .prepare import prepare
+
+    spec = METHODS[method]
+    entry = card(default("powder"))
+    model = getattr(architectures, entry.architecture)(**entry.arguments)
+    model.load_state_dict(load_weights(entry.name))
+    logits = predict_logits(model.eval(), "powdernet", y, mask, ratio)
+    if not spec.search:
+        return calibrate(logits, entry.operating_point)
+    arbiter = card(entry.operating_point["arbiter"])
+    prepared = prepare(y, mask, ratio)
+    evidence = gather_evidence(prepared.peaks, prepared.peak_mask, prepared.limits)
+    point = arbiter.operating_point
+    return calibrate(
+        _arbitrate(logits, evidence, arbiter, spec.blind), point.get("blind", point) if spec.blind else point
+    )
+
+
+def held_out_table(shared: Path, runs: Path, count: int = 700, method: str = "auto") -> dict[str, Figures]:
+    """Figures on simulated patterns of structure types kept out of training, and on those of each crystal system."""
+    lines = _held_out(shared, runs)
+    rng = np.random.default_rng(5)
+    lines = lines.subset(rng.choice(len(lines), min(count, len(lines)), replace=False))
+    p = _patterns_for(lines, 11, replace(DEFAULT_CONDITIONS, cu_share=1.0))
+    probability = shipped_probabilities(p.y, p.mask, p.doublet_ratio, method)
+    group = lines.space_group.astype(int)
+    rows = {f"{method}, held-out types": figures(probability, group)}
+    for s, name in enumerate(CRYSTAL_SYSTEMS):
+        inside = SYSTEM_OF_GROUP[group - 1] == s
+        if inside.sum() > 5:
+            rows[f"  {name}"] = figures(probability[inside], group[inside])
+    return rows
+
+
+def cubic_scaling(shared: Path, runs: Path, method: str = "auto", count: int = 60) -> list[tuple[float, float, int]]:
+    """(edge scale, crystal-system accuracy, patterns) for held-out cubic crystals, where at least four lines remain."""
+    lines = _held_out(shared, runs)
+    lines = lines.subset(np.flatnonzero(SYSTEM_OF_GROUP[lines.space_group.astype(int) - 1] == 6)[:count])
+    out = []
+    for scale in np.linspace(0.5, 1.5, 9):
+        scaled = replace(lines, q=np.where(lines.intensity > 0, lines.q / scale, 1.0).astype(np.float32))
+        q_top = 2 * np.sin(np.radians(45.0)) / 1.540593
+        strong = (scaled.intensity > 0.01 * scaled.intensity.max(1, keepdims=True)) & (scaled.q < q_top)
+        keep = scaled.subset(np.flatnonzero(strong.sum(1) >= 4))
+        if len(keep) < 10:
+            continue
+        p = _patterns_for(keep, 21, replace(DEFAULT_CONDITIONS, cu_share=1.0, cut_share=0.0, second_phase_share=0.0))
+        probability = shipped_probabilities(p.y, p.mask, p.doublet_ratio, method)
+        system = np.zeros((len(keep), 7))
+        np.add.at(system.T, SYSTEM_OF_GROUP, probability.T)
+        out.append((float(scale), float((system.argmax(1) == 6).mean()), len(keep)))
+    return out
+
+
+# ------------------------------------------------------------------------------------------ realism
+
+
+@dataclass(frozen=True)
+class Realism:
+    """How well a classifier tells simulated from measured patterns: 0.5 is not at all."""
+
+    auc: float
+    accuracy: float
+
+
+class _Discriminator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv1d(1, 12, 21, 4, 10),
+            nn.BatchNorm1d(12),
+            nn.ReLU(),
+            nn.Conv1d(12, 24, 11, 4, 5),
+            nn.BatchNorm1d(24),
+            nn.ReLU(),
+            nn.Conv1d(24, 32, 7, 4, 3),
+            nn.ReLU(),
+        )
+        self.out = nn.Linear(64, 1)
+
+    def forward(self, x):
+        h = self.net(x[:, None])
+        return self.out(torch.cat([h.mean(-1), h.amax(-1)], 1))[:, 0]
+
+
+def realism(shared: Path, runs: Path, seed: int = 0, epochs: int = 12) -> Realism:
+    """Train a small network to tell measured from simulated patterns; judged on look-alike groups it has not seen."""
+    measured = MeasuredSet.rruff(shared)
+    lines = training_lines(runs / "lines", shared, 1, 5000, seed=0)
+    rng = np.random.default_rng(seed)
+    lines = lines.subset(rng.choice(len(lines), len(measured), replace=False))
+    conditions = replace(DEFAULT_CONDITIONS, cu_share=1.0, single_share=0.0, cut_share=0.0, offset_share=1.0)
+    p = _patterns_for(lines, seed, conditions)
+    # the same measured range for both, so that the range does not give the answer away
+    inside = measured.mask.mean(0) > 0.99
+    x = torch.cat(
+        [normalise(y, m).clamp(0, 1.5).sqrt() * inside for y, m in ((measured.y, measured.mask), (p.y, p.mask))]
+    )
+    label = torch.cat([torch.ones(len(measured)), torch.zeros(len(lines))])
+    fold = np.concatenate([group_folds(measured.group, measured.space_group), rng.integers(0, FOLDS, len(lines))])
+    score = torch.zeros(len(x))
+    for k in range(FOLDS):
+        torch.manual_seed(seed + k)
+        model, train = _Discriminator(), torch.as_tensor(np.flatnonzero(fold != k))
+        optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
+        for _ in range(epochs):
+            for rows in train[torch.randperm(len(train))].split(64):
+                optimizer.zero_grad()
+                F.binary_cross_entropy_with_logits(model(x[rows]), label[rows]).backward()
+                optimizer.step()
+        test = torch.as_tensor(np.flatnonzero(fold == k))
+        with torch.no_grad():
+            score[test] = model.eval()(x[test])
+    rank = score.argsort().argsort().double()
+    positive = label > 0
+    n1, n0 = int(positive.sum()), int((~positive).sum())
+    auc = float((rank[positive].sum() - n1 * (n1 - 1) / 2) / (n1 * n0))
+    return Realism(auc, float(((score > 0) == positive).double().mean()))
+
+
+def evaluate_command(args) -> str:
+    """``crystaldl evaluate powder``: every figure as text."""
+    shared, runs = Path(args.shared), Path(args.runs)
+    parts = []
+    wanted = args.only or ("measured", "held-out", "cubic", "realism")
+    if "measured" in wanted:
+        parts.append(
+            "Measured patterns, group-wise cross-validation (percent)\n"
+            + format_table(measured_table(shared, runs, args.minutes, args.threads))
+        )
+    if "held-out" in wanted:
+        parts.append(
+            "Simulated patterns of structure types kept out of training (percent)\n"
+            + format_table(held_out_table(shared, runs))
+        )
+    if "cubic" in wanted:
+        rows = "\n".join(f"  edges × {s:.3f}: {100 * a:5.1f} % of {n}" for s, a, n in cubic_scaling(shared, runs))
+        parts.append("Cubic crystals with scaled edges, crystal system\n" + rows)
+    if "realism" in wanted:
+        r = realism(shared, runs)
+        parts.append(
+            f"Simulated against measured patterns: AUC {r.auc:.3f}, accuracy {100 * r.accuracy:.1f} % (50 % is chance)"
+        )
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,71 @@
+"""Low indices from which the lattice search makes trial cells: tables computed once at import."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import numpy as np
+
+
+def _pairs(forms) -> np.ndarray:
+    """Two indexed lines as (h² + …, l², h² + …, l²), simple indices first."""
+    found = [(*u, *v) for u, v in product(forms, forms) if u[0] * v[1] != u[1] * v[0]]
+    return np.array(sorted(found, key=sum), dtype=np.float64)
+
+
+def _orthorhombic_codes() -> np.ndarray:
+    """Inverse index matrices giving (A, B, C) from three lines, one for each way to name the axes, simple ones first."""
+    forms = [(1, 0, 0), (1, 1, 0), (1, 1, 1), (4, 0, 0), (4, 1, 0), (4, 1, 1)]
+    forms = sorted({p for f in forms for p in permutations(f)})
+    out = {}
+    for triple in product(forms, repeat=3):
+        matrix = np.array(triple, float)
+        if abs(np.linalg.det(matrix)) < 1e-6:
+            continue
+        key = min(tuple(matrix[:, list(p)].ravel()) for p in permutations(range(3)))
+        out.setdefault(key, (matrix.sum(), np.linalg.inv(matrix).ravel()))
+    return np.array([code for _, code in sorted(out.values(), key=lambda item: item[0])])
+
+
+def _monoclinic_zones() -> np.ndarray:
+    """Inverse matrices giving (A, C, D) from three lines h0l."""
+    forms = [(1, 0), (0, 1), (1, 1), (1, -1), (2, 0), (0, 2)]
+    out = {}
+    for triple in permutations(forms, 3):
+        matrix = np.array([(h * h, l * l, h * l) for h, l in triple], float)
+        if abs(np.linalg.det(matrix)) < 1e-6:
+            continue
+        # exchanging a and c, or reversing one of them, names the same cell
+        swaps = [matrix, matrix[:, [1, 0, 2]], matrix * [1, 1, -1], matrix[:, [1, 0, 2]] * [1, 1, -1]]
+        key = min(tuple(s.ravel()) for s in swaps)
+        out.setdefault(key, (np.abs(matrix).sum(), np.linalg.inv(matrix).ravel()))
+    return np.array([code for _, code in sorted(out.values(), key=lambda item: item[0])])
+
+
+PAIRS_T = _pairs(
+    [(1, 0), (0, 1), (1, 1), (2, 0), (2, 1), (1, 4), (2, 4), (0, 4), (4, 0), (5, 0), (5, 1), (4, 1), (2, 9), (1, 9)]
+)
+PAIRS_H = _pairs(
+    [
+        (1, 0),
+        (0, 1),
+        (1, 1),
+        (3, 0),
+        (3, 1),
+        (1, 4),
+        (0, 4),
+        (4, 0),
+        (3, 4),
+        (4, 1),
+        (1, 9),
+        (0, 9),
+        (1, 16),
+        (3, 9),
+        (0, 36),
+    ]
+)
+CODES_O = _orthorhombic_codes()
+ZONES_M = _monoclinic_zones()
+THIRDS_P = np.array([(0, 1, 0), (0, 2, 0), (1, 1, 0), (0, 1, 1), (1, 1, 1), (-1, 1, 1), (1, 2, 0), (0, 2, 1)], float)
+# in a C cell the zone's own indices are h/2: (h', k, l) with h' = ±1/2 for the 11l lines
+THIRDS_C = np.array([(0, 2, 0), (0.5, 1, 0), (0.5, 1, 1), (-0.5, 1, 1), (0, 2, 1), (0.5, 1, 2), (-0.5, 1, 2)], float)
