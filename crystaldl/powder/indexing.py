@@ -23,12 +23,14 @@ from .trial_indices import CODES_O, PAIRS_H, PAIRS_T, THIRDS_C, THIRDS_P, ZONES_
 
 #: Bravais lattices searched, in the order of the scores
 LATTICES = ("cP", "cI", "cF", "tP", "tI", "hP", "hR", "oP", "oC", "oI", "oF", "mP", "mC")
-_CUBIC, _TETRAGONAL, _HEXAGONAL, _ORTHORHOMBIC, _MONOCLINIC = range(5)
+# system of each: cubic, tetragonal, hexagonal axes, orthorhombic, monoclinic
 _SYSTEM = np.array([0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4])
 _CENTRING = np.array([0, 1, 2, 0, 1, 0, 4, 0, 3, 1, 2, 0, 3])  # P, I, F, C, R
 _DIVISOR = np.array([48, 96, 192, 16, 32, 24, 72, 8, 16, 16, 32, 4, 8], float)  # Laue multiplicity × centring factor
 EPSILON = 0.06
 MARGIN = 10.0  # lattices this far below the best need no exact score
+LOWEST = 1 / 30.0**2  # no axis beyond 30 Å
+MAX_VOLUME = 6000.0  # Å³
 _SQRT_TWO_PI = 2.5066282746
 
 
@@ -106,12 +108,13 @@ def _volume(cell, system):
 
 
 @njit(cache=True, nogil=True)
-def _score(lines, cell, system, centring, divisor, bar):
-    """Summed log-likelihood ratio of the lines; -1e9 as soon as ``bar`` is out of reach.
+def _score(lines, cell, row, bar):
+    """Summed log-likelihood ratio of the lines for lattice ``row``; -1e9 as soon as ``bar`` is out of reach.
 
     ``lines`` (n, 4): Q, σ_Q, weight, and the weighted gain of a perfect hit for unit density, in falling weight.
     """
-    per = _volume(cell, system) / divisor
+    system, centring = _SYSTEM[row], _CENTRING[row]
+    per = _volume(cell, system) / _DIVISOR[row]
     shift = np.log(2.0 * np.pi * per)
     left = 0.0
     n = lines.shape[0]
@@ -183,38 +186,36 @@ def _refine(lines, slope, cell, system, centring, rounds):
 
 
 @njit(cache=True, nogil=True)
-def _polish(lines, slope, best, cells, system_of, centring, divisor, sharp):
+def _polish(lines, slope, best, cells, sharp):
     """Refine the best cell of every lattice with a zero shift; scores with positions ``sharp`` times as exact."""
     out = np.full(best.size, -1e3)
     zeros = np.zeros(best.size)
     refined = cells.copy()
-    for r in range(best.size):
-        if best[r] < -500.0:
+    for row in range(best.size):
+        if best[row] < -500.0:
             continue
-        cell, zero = _refine(lines, slope, cells[r], system_of[r], centring[r], 4)
+        cell, zero = _refine(lines, slope, cells[row], _SYSTEM[row], _CENTRING[row], 4)
         fine = lines.copy()
         if abs(zero) < 0.2:
             fine[:, 0] -= zero * slope
         else:
-            cell = cells[r]
+            cell = cells[row]
         fine[:, 1] *= sharp
         fine[:, 3] -= fine[:, 2] * np.log(sharp)
-        v = _score(fine, cell, system_of[r], centring[r], divisor[r], -1e6)
-        out[r], zeros[r] = v, zero
-        refined[r] = cell
+        out[row], zeros[row] = _score(fine, cell, row, -1e6), zero
+        refined[row] = cell
     return out, refined, zeros
 
 
 @njit(cache=True, nogil=True)
-def _keep(lines, cell, system, rows, centring, divisor, best, cells, top, max_volume):
-    """Score one cell in the lattices of its system and remember the best of each; returns the best score of all."""
+def _keep(lines, cell, first, last, best, cells, top):
+    """Score one cell as lattices ``first`` to ``last - 1`` and remember the best of each; returns the best score of all."""
     if cell[0] <= 0 or cell[1] <= 0 or cell[2] <= 0 or cell[0] * cell[2] <= 0.26 * cell[3] ** 2:
         return top
-    if _volume(cell, system) > max_volume:
+    if _volume(cell, _SYSTEM[first]) > MAX_VOLUME:
         return top
-    for r in range(rows.size):
-        row = rows[r]
-        v = _score(lines, cell, system, centring[row], divisor[row], max(best[row], top - MARGIN))
+    for row in range(first, last):
+        v = _score(lines, cell, row, max(best[row], top - MARGIN))
         if v > best[row]:
             best[row] = v
             cells[row] = cell
@@ -223,42 +224,34 @@ def _keep(lines, cell, system, rows, centring, divisor, best, cells, top, max_vo
 
 
 @njit(cache=True, nogil=True)
-def _search_high(lines, base, pairs_t, pairs_h, tables, best, cells, top, low, max_volume):
-    """Cubic, tetragonal and hexagonal cells from one or two lines."""
-    rows_c, rows_t, rows_h, centring, divisor = tables
+def _search_cubic(lines, base, best, cells, top):
     for i in range(base.size):
         for number in range(1, 41):
             a = base[i] / number
-            if a < low:
+            if a < LOWEST:
                 break
-            top = _keep(lines, np.array([a, a, a, 0.0]), 0, rows_c, centring, divisor, best, cells, top, max_volume)
-    for system, rows, pairs in ((1, rows_t, pairs_t), (2, rows_h, pairs_h)):
-        for i in range(base.size):
-            for j in range(i):
-                for t in range(pairs.shape[0]):
-                    p1, l1, p2, l2 = pairs[t, 0], pairs[t, 1], pairs[t, 2], pairs[t, 3]
-                    det = p1 * l2 - p2 * l1
-                    a = (base[i] * l2 - base[j] * l1) / det
-                    c = (p1 * base[j] - p2 * base[i]) / det
-                    if a > low and c > low and a < 0.35 and c < 0.35:
-                        top = _keep(
-                            lines,
-                            np.array([a, a, c, 0.0]),
-                            system,
-                            rows,
-                            centring,
-                            divisor,
-                            best,
-                            cells,
-                            top,
-                            max_volume,
-                        )
+            top = _keep(lines, np.array([a, a, a, 0.0]), 0, 3, best, cells, top)
     return top
 
 
 @njit(cache=True, nogil=True)
-def _search_orthorhombic(lines, base, codes, tables, best, cells, top, low, max_volume):
-    rows, centring, divisor = tables
+def _search_uniaxial(lines, base, pairs, first, last, best, cells, top):
+    """Tetragonal or hexagonal cells from two lines."""
+    for i in range(base.size):
+        for j in range(i):
+            for t in range(pairs.shape[0]):
+                p1, l1, p2, l2 = pairs[t, 0], pairs[t, 1], pairs[t, 2], pairs[t, 3]
+                det = p1 * l2 - p2 * l1
+                a = (base[i] * l2 - base[j] * l1) / det
+                c = (p1 * base[j] - p2 * base[i]) / det
+                if LOWEST < a < 0.35 and LOWEST < c < 0.35:
+                    top = _keep(lines, np.array([a, a, c, 0.0]), first, last, best, cells, top)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def _search_orthorhombic(lines, base, codes, best, cells, top):
+    """Cells from three lines."""
     cell = np.zeros(4)
     for t in range(codes.shape[0]):
         m = codes[t]
@@ -268,15 +261,18 @@ def _search_orthorhombic(lines, base, codes, tables, best, cells, top, low, max_
                     cell[0] = m[0] * base[i] + m[1] * base[j] + m[2] * base[k]
                     cell[1] = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
                     cell[2] = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
-                    if min(cell[0], cell[1], cell[2]) > low and max(cell[0], cell[1], cell[2]) < 0.3:
-                        top = _keep(lines, cell.copy(), 3, rows, centring, divisor, best, cells, top, max_volume)
+                    if min(cell[0], cell[1], cell[2]) > LOWEST and max(cell[0], cell[1], cell[2]) < 0.3:
+                        top = _keep(lines, cell.copy(), 7, 11, best, cells, top)
     return top
 
 
 @njit(cache=True, nogil=True)
-def _search_monoclinic(lines, base, zones, thirds, tables, best, cells, top, low, max_volume):
-    """A zone (A, C, D) from three lines h0l, then B from a fourth."""
-    rows, centring, divisor = tables
+def _search_monoclinic(lines, base, zones, thirds, row, best, cells, top):
+    """A zone (A, C, D) from three lines h0l, then B from a fourth.
+
+    The h0l lines of a C cell have even h only: its zone is found in h/2.
+    """
+    half = 0.5 if _CENTRING[row] == 3 else 1.0
     cell = np.zeros(4)
     n = base.size
     for t in range(zones.shape[0]):
@@ -287,21 +283,18 @@ def _search_monoclinic(lines, base, zones, thirds, tables, best, cells, top, low
                     a = m[0] * base[i] + m[1] * base[j] + m[2] * base[k]
                     c = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
                     d = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
-                    # |cos β*| < 0.5: cells beyond have a less oblique description
-                    if min(a, c) < low or max(a, c) > 0.3 or d * d > 1.1 * a * c:
+                    # |cos β*| < 0.52: cells beyond have a less oblique description
+                    if min(half * half * a, c) < LOWEST or max(a, c) > 0.4 or d * d > 1.1 * a * c:
                         continue
-                    cell[0], cell[2], cell[3] = a, c, d
                     for f in range(n):
                         if f in (i, j, k):
                             continue
                         for u in range(thirds.shape[0]):
                             h, kk, l = thirds[u, 0], thirds[u, 1], thirds[u, 2]
                             b = (base[f] - h * h * a - l * l * c - h * l * d) / (kk * kk)
-                            if low < b < 0.3:
-                                cell[1] = b
-                                top = _keep(
-                                    lines, cell.copy(), 4, rows, centring, divisor, best, cells, top, max_volume
-                                )
+                            if LOWEST < b < 0.3:
+                                cell[0], cell[1], cell[2], cell[3] = half * half * a, b, c, half * d
+                                top = _keep(lines, cell.copy(), row, row + 1, best, cells, top)
     return top
 
 
@@ -331,7 +324,7 @@ class LatticeScores:
 
 def _reliability(ln_q, ln_height, ln_significance) -> np.ndarray:
     """Probability-like weight that a peak is a line of its own: sure against noise, not the foot of a strong line."""
-    real = 1.0 / (1.0 + np.exp(-5.0 * (ln_significance - np.log(8.0))))
+    real = 1.0 / (1.0 + np.exp(-5.0 * (ln_significance - np.log(4.5))))
     near = np.abs(ln_q[:, None] - ln_q[None]) < 0.010
     overshadowed = np.where(near, ln_height[None] - ln_height[:, None], -np.inf).max(1) > np.log(15.0)
     return np.where(overshadowed, 0.15, 1.0) * real
@@ -344,7 +337,6 @@ def lattice_scores(
     lines: int = 24,
     base: int = 8,
     base_monoclinic: int = 7,
-    max_volume: float = 6000.0,
 ) -> LatticeScores:
     """Score every Bravais lattice but triclinic on a peak list.
 
@@ -357,8 +349,6 @@ def lattice_scores(
         Uncertainty of positions in degrees for Cu Kα1, zero shift included.
     lines, base, base_monoclinic : int
         Lines compared, and low-angle lines from which trial cells are made.
-    max_volume : float
-        Largest cell, Å³.
     """
     ln_q, ln_height, ln_significance = (np.asarray(peaks, float)[:, k] for k in range(3))
     best, cells = np.full(len(LATTICES), -1e3), np.zeros((len(LATTICES), 4))
@@ -375,67 +365,15 @@ def lattice_scores(
     order = np.argsort(-weight)
     table = np.ascontiguousarray(np.stack([q, sigma, weight, perfect], 1)[order])
     low_lines = np.sort(q)[:base]
-    rows = [np.flatnonzero(s == _SYSTEM) for s in range(5)]
-    low, top = 1 / 30.0**2, -1e3
-    top = _search_high(
-        table,
-        low_lines,
-        PAIRS_T,
-        PAIRS_H,
-        (rows[0], rows[1], rows[2], _CENTRING, _DIVISOR),
-        best,
-        cells,
-        top,
-        low,
-        max_volume,
-    )
-    top = _search_orthorhombic(
-        table, low_lines, CODES_O, (rows[3], _CENTRING, _DIVISOR), best, cells, top, low, max_volume
-    )
-    few = low_lines[:base_monoclinic]
+    top = _search_cubic(table, low_lines, best, cells, -1e3)
+    top = _search_uniaxial(table, low_lines, PAIRS_T, 3, 5, best, cells, top)
+    top = _search_uniaxial(table, low_lines, PAIRS_H, 5, 7, best, cells, top)
+    top = _search_orthorhombic(table, low_lines, CODES_O, best, cells, top)
     for row, thirds in ((11, THIRDS_P), (12, THIRDS_C)):
-        top = _search_monoclinic_lattice(table, few, row, thirds, best, cells, top, low, max_volume)
+        top = _search_monoclinic(table, low_lines[:base_monoclinic], ZONES_M, thirds, row, best, cells, top)
     slope = np.radians(1.0) * 2.0 * np.sin(two_theta[order]) / REFERENCE_WAVELENGTH**2
-    best, cells, zero = _polish(table, slope, best, cells, _SYSTEM, _CENTRING, _DIVISOR, 0.6)
+    best, cells, zero = _polish(table, slope, best, cells, 0.6)
     return LatticeScores(np.maximum(best, best.max() - MARGIN), cells, zero, len(keep), float(weight.sum()))
-
-
-def _search_monoclinic_lattice(table, base, row, thirds, best, cells, top, low, max_volume):
-    if row == 12:  # the zone is searched with h' = h/2; back to the C cell: A = A'/4, D = D'/2
-        return _search_monoclinic_c(
-            table, base, ZONES_M, thirds, np.array([row]), _CENTRING, _DIVISOR, best, cells, top, low, max_volume
-        )
-    return _search_monoclinic(
-        table, base, ZONES_M, thirds, (np.array([row]), _CENTRING, _DIVISOR), best, cells, top, low, max_volume
-    )
-
-
-@njit(cache=True, nogil=True)
-def _search_monoclinic_c(lines, base, zones, thirds, rows, centring, divisor, best, cells, top, low, max_volume):  # noqa: PLR0913
-    cell = np.zeros(4)
-    n = base.size
-    for t in range(zones.shape[0]):
-        m = zones[t]
-        for i in range(n):
-            for j in range(i):
-                for k in range(j):
-                    a = m[0] * base[i] + m[1] * base[j] + m[2] * base[k]
-                    c = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
-                    d = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
-                    if min(0.25 * a, c) < low or max(a, c) > 0.5 or d * d > 1.1 * a * c:
-                        continue
-                    for f in range(n):
-                        if f in (i, j, k):
-                            continue
-                        for u in range(thirds.shape[0]):
-                            h, kk, l = thirds[u, 0], thirds[u, 1], thirds[u, 2]
-                            b = (base[f] - h * h * a - l * l * c - h * l * d) / (kk * kk)
-                            if low < b < 0.3:
-                                cell[0], cell[1], cell[2], cell[3] = 0.25 * a, b, c, 0.5 * d
-                                top = _keep(
-                                    lines, cell.copy(), 4, rows, centring, divisor, best, cells, top, max_volume
-                                )
-    return top
 
 
 __all__ = ["LATTICES", "LatticeScores", "lattice_scores"]

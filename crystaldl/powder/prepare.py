@@ -112,7 +112,7 @@ def strip_doublet(y: Tensor, ratio: Tensor, doublet: float = CU_DOUBLET) -> Tens
     filter. ``y`` (B, AXIS_POINTS); ``ratio`` (B,) intensity of Kα2 over Kα1, 0 for none.
     """
     out = y.clone()
-    for order in range(1, 7):
+    for order in range(1, 9):
         left, weight = _shift_table(doublet, order, str(y.device))
         valid = (left >= 0).to(y.dtype)
         at = left.clamp_min(0)
@@ -180,8 +180,11 @@ def find_peaks(y: Tensor, mask: Tensor, threshold: float = 4.0, floor: float = 0
     d = filtered.gather(1, which[:, None, None].expand(-1, 1, AXIS_POINTS))[:, 0]
     # white noise from second differences, robust to lines; 1.4826 for the median, sqrt(6) for the differences
     diff = F.pad((y[:, 2:] - 2 * y[:, 1:-1] + y[:, :-2]).abs(), (1, 1))
-    noise = _windowed(diff, mask, 0.5) * (1.4826 / 6**0.5)
-    noise = noise * curve_norm[which][:, None] + 1e-5
+    noise = _windowed(diff, mask, 0.5) * (1.4826 / 6**0.5) * curve_norm[which][:, None]
+    # smoothed data hide their noise from second differences, but not from the filter itself: the 30th percentile of
+    # |response| (0.385 σ for noise) is noise as long as lines fill less than two thirds of a window
+    response = _windowed(d.abs(), mask, 0.30) / 0.385
+    noise = torch.maximum(noise, response) + 1e-5
     # strong lines raise the counting noise of their own flanks: measured relative to the strongest line
     inner = F.pad(mask, (6, 6))
     inside = -F.max_pool1d(-inner[:, None], 13, 1)[:, 0]

@@ -89,11 +89,12 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
     logits = _out_of_fold(runs, "powdernet", fold)
     table = search_table(measured.y, measured.mask, measured.ratio, group)
     arbiter = fit_arbiter(*combine(table.tensors(logits), group, look_alike_weight(look_alike), simulated), seed=0)
-    points = {key: operating_point(raw, group, fold)
-              for key, raw in zip(("full", "blind"), cross_validated_logits(table, logits, look_alike, fold, simulated), strict=True)}
+    raw = cross_validated_logits(table, logits, look_alike, fold, simulated)
+    points = {key: operating_point(z, group, fold) for key, z in zip(("full", "blind"), raw, strict=True)}
     write_model(arbiter.state_dict(), {
         "name": NAMES["arbiter"], "task": "powder", "title": "Arbiter between PowderNet and the lattice search",
-        "architecture": "LatticeArbiter", "arguments": {}, "parameters": count(arbiter), "input": "logits of powder-powdernet-v1, scores of the lattice search",
+        "architecture": "LatticeArbiter", "arguments": {}, "parameters": count(arbiter),
+        "input": "logits of powder-powdernet-v1, scores of the lattice search",
         "operating_point": points["full"] | {"blind": points["blind"]}, "training": _training_facts(runs, "powdernet"),
         "figures": _figures(figures["arbiter"], "RRUFF 542, group-wise 5-fold, method auto")
         + _figures(figures["indexing"], "RRUFF 542, group-wise 5-fold, method indexing"),
