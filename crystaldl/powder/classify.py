@@ -80,6 +80,8 @@ def classify_patterns(
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected a positive integer.")
     target = resolve_device(device)
+    if METHODS[method].blind and _arbiter_of(entry, method) is None:
+        raise ValueError(f"method is {method!r}, but the model {entry.name!r} has no arbiter for it; leave model out.")
     if not patterns:
         return []
     network = _network(entry.name, str(target))
@@ -93,7 +95,10 @@ def classify_patterns(
 def _check_patterns(patterns) -> list[PowderPattern]:
     if isinstance(patterns, PowderPattern):
         raise TypeError("patterns is one PowderPattern; expected a sequence of them (or call its own classify()).")
-    patterns = list(patterns)
+    try:
+        patterns = list(patterns)
+    except TypeError:
+        raise TypeError(f"patterns is a {type(patterns).__name__}; expected a sequence of PowderPattern.") from None
     for i, pattern in enumerate(patterns):
         if not isinstance(pattern, PowderPattern):
             raise TypeError(f"patterns[{i}] is a {type(pattern).__name__}; expected a PowderPattern.")

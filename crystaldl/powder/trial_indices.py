@@ -66,6 +66,8 @@ PAIRS_H = _pairs(
 )
 CODES_O = _orthorhombic_codes()
 ZONES_M = _monoclinic_zones()
-THIRDS_P = np.array([(0, 1, 0), (0, 2, 0), (1, 1, 0), (0, 1, 1), (1, 1, 1), (-1, 1, 1), (1, 2, 0), (0, 2, 1)], float)
-# in a C cell the zone's own indices are h/2: (h', k, l) with h' = ±1/2 for the 11l lines
-THIRDS_C = np.array([(0, 2, 0), (0.5, 1, 0), (0.5, 1, 1), (-0.5, 1, 1), (0, 2, 1), (0.5, 1, 2), (-0.5, 1, 2)], float)
+#: lines that fix B once the zone is known; in a C cell h + k is even
+THIRDS_P = np.array([(0, 1, 0), (0, 2, 0), (1, 1, 0), (0, 1, 1), (1, 1, 1), (-1, 1, 1), (1, 2, 0), (0, 2, 1), (0, 1, 2), (2, 1, 0),
+                     (1, 1, 2), (-1, 1, 2), (1, 2, 1), (-1, 2, 1)], float)  # fmt: skip
+THIRDS_C = np.array([(0, 2, 0), (1, 1, 0), (1, 1, 1), (-1, 1, 1), (0, 2, 1), (1, 1, 2), (-1, 1, 2), (2, 2, 0), (1, 3, 0), (1, 3, 1),
+                     (-1, 3, 1), (0, 2, 2), (3, 1, 0), (-3, 1, 1), (2, 2, 1), (-2, 2, 1)], float)  # fmt: skip

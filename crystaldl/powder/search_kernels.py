@@ -1,0 +1,382 @@
+"""Compiled kernels of the lattice search: scoring, trial cells, refinement.
+
+Kept in one file: numba's cache of a kernel does not notice changes of kernels in other files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+#: Bravais lattices searched, in the order of the scores
+LATTICES = ("cP", "cI", "cF", "tP", "tI", "hP", "hR", "oP", "oC", "oI", "oF", "mP", "mC")
+# system of each: cubic, tetragonal, hexagonal axes, orthorhombic, monoclinic
+_SYSTEM = np.array([0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4])
+_CENTRING = np.array([0, 1, 2, 0, 1, 0, 4, 0, 3, 1, 2, 0, 3])  # P, I, F, C, R
+_DIVISOR = np.array([48, 96, 192, 16, 32, 24, 72, 8, 16, 16, 32, 4, 8], float)  # Laue multiplicity × centring factor
+EPSILON = 0.06
+MARGIN = 10.0  # lattices this far below the best need no exact score
+CANDIDATES = 6  # cells of each lattice that are refined
+LOWEST = 1 / 30.0**2  # no axis beyond 30 Å
+MAX_VOLUME = 6000.0  # Å³
+SQRT_TWO_PI = 2.5066282746
+
+
+@njit(cache=True, nogil=True)
+def _allowed(h, k, l, centring):
+    if centring == 0:
+        return True
+    if centring == 1:
+        return (h + k + l) % 2 == 0
+    if centring == 2:
+        return (h + k) % 2 == 0 and (k + l) % 2 == 0
+    if centring == 3:
+        return (h + k) % 2 == 0
+    # obverse and reverse: their lines coincide in a powder
+    return (-h + k + l) % 3 == 0 or (h - k + l) % 3 == 0
+
+
+@njit(cache=True, nogil=True)
+def _nearest(q, cell, system, centring):
+    """Distance in Q from the line q to the nearest line the lattice allows, and its indices; cell is (A, B, C, D)."""
+    a, b, c, d = cell[0], cell[1], cell[2], cell[3]
+    best = 1e9
+    bh, bk, bl = 0, 0, 0
+    reach = 1.06 * q
+    h = 0
+    while True:
+        # smallest Q with this h (minimised over l for monoclinic cells)
+        if h * h * (a - 0.25 * d * d / c) > reach:
+            break
+        k = 0
+        while True:
+            if system <= 2 and k > h:
+                break
+            if system == 2:
+                base = (h * h + h * k + k * k) * a
+            else:
+                base = h * h * a + k * k * b
+            if (base - 0.25 * h * h * d * d / c) > reach:
+                break
+            # base + l² c + h l d = q
+            half = 0.5 * h * d / c
+            root = np.sqrt(max((q - base) / c + half * half, 0.0))
+            for side in range(2):
+                if side == 1 and (d == 0.0 or h == 0):
+                    break
+                centre = root - half if side == 0 else -root - half
+                low = int(np.floor(centre))
+                for l in range(low, low + 2):
+                    if (system < 4 and l < 0) or (system == 0 and l > k) or (h == 0 and k == 0 and l == 0):
+                        continue
+                    if not _allowed(h, k, l, centring):
+                        continue
+                    e = abs(base + l * l * c + h * l * d - q)
+                    if e < best:
+                        best, bh, bk, bl = e, h, k, l
+                if centring > 0:
+                    # the nearest l may be extinct: look one further on both sides
+                    for l in (low - 1, low + 2):
+                        if (system < 4 and l < 0) or (system == 0 and l > k) or (h == 0 and k == 0 and l == 0):
+                            continue
+                        if _allowed(h, k, l, centring):
+                            e = abs(base + l * l * c + h * l * d - q)
+                            if e < best:
+                                best, bh, bk, bl = e, h, k, l
+            k += 1
+        h += 1
+    return best, bh, bk, bl
+
+
+@njit(cache=True, nogil=True)
+def _volume(cell, system):
+    if system == 2:
+        return (4.0 / (3.0 * cell[0])) * np.sqrt(0.75) / np.sqrt(cell[2])
+    return 1.0 / np.sqrt(max(cell[1] * (cell[0] * cell[2] - 0.25 * cell[3] ** 2), 1e-12))
+
+
+@njit(cache=True, nogil=True)
+def _score(lines, cell, row, bar):
+    """Summed log-likelihood ratio of the lines for lattice ``row``; -1e9 as soon as ``bar`` is out of reach.
+
+    ``lines`` (n, 4): Q, σ_Q, weight, and the weighted gain of a perfect hit for unit density, in falling weight.
+    """
+    system, centring = _SYSTEM[row], _CENTRING[row]
+    per = _volume(cell, system) / _DIVISOR[row]
+    shift = np.log(2.0 * np.pi * per)
+    left = 0.0
+    n = lines.shape[0]
+    for i in range(n):
+        left += lines[i, 3] - lines[i, 2] * shift
+    if left < bar:
+        return -1e9
+    total = 0.0
+    for i in range(n):
+        q, sigma, weight = lines[i, 0], lines[i, 1], lines[i, 2]
+        x = _nearest(q, cell, system, centring)[0] / sigma
+        hit = 0.0
+        if x < 6.0:
+            hit = np.exp(-0.5 * x * x) / (SQRT_TWO_PI * sigma * 2.0 * np.pi * per * np.sqrt(q))
+        total += weight * np.log(EPSILON + (1.0 - EPSILON) * hit)
+        left -= lines[i, 3] - weight * shift
+        if total + left + 0.2 < bar:
+            return -1e9
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _refine(lines, slope, cell, system, centring, rounds):
+    """Cell and zero shift (degrees) by robust least squares on the lines as indexed; free parameters of the system."""
+    n = lines.shape[0]
+    free = 2 if system == 0 else (3 if system < 3 else (4 if system == 3 else 5))
+    zero = 0.0
+    cell = cell.copy()
+    for turn in range(rounds):
+        x = np.zeros((n + 1, free))
+        y = np.zeros(n + 1)
+        for i in range(n):
+            q = lines[i, 0] - zero * slope[i]
+            e, h, k, l = _nearest(q, cell, system, centring)
+            u = e / lines[i, 1]
+            w = np.sqrt(lines[i, 2]) / lines[i, 1] / (1.0 + (u / (2.0 - 0.4 * turn)) ** 4)
+            if system == 0:
+                x[i, 0] = h * h + k * k + l * l
+            elif system == 1:
+                x[i, 0], x[i, 1] = h * h + k * k, l * l
+            elif system == 2:
+                x[i, 0], x[i, 1] = h * h + h * k + k * k, l * l
+            else:
+                x[i, 0], x[i, 1], x[i, 2] = h * h, k * k, l * l
+                if system == 4:
+                    x[i, 3] = h * l
+            x[i, free - 1] = slope[i]
+            x[i] *= w
+            y[i] = lines[i, 0] * w
+        # the zero shift is known to be small: 0 ± 0.06°
+        x[n, free - 1] = 1.0 / 0.06
+        normal = x.T @ x
+        for a in range(free):
+            normal[a, a] *= 1.0 + 1e-9
+            normal[a, a] += 1e-12
+        p = np.linalg.solve(normal, x.T @ y)
+        zero = p[free - 1]
+        if system == 0:
+            cell[0], cell[1], cell[2] = p[0], p[0], p[0]
+        elif system < 3:
+            cell[0], cell[1], cell[2] = p[0], p[0], p[1]
+        else:
+            cell[0], cell[1], cell[2] = p[0], p[1], p[2]
+            if system == 4:
+                cell[3] = p[3]
+        if cell[0] <= 1e-4 or cell[1] <= 1e-4 or cell[2] <= 1e-4 or cell[0] * cell[2] <= 0.26 * cell[3] ** 2:
+            return cell, 9.0
+    return cell, zero
+
+
+@njit(cache=True, nogil=True)
+def polish(lines, slope, best, cells, sharp):
+    """Refine the candidates of every lattice with a zero shift; the best of each, scored with ``sharp`` times finer σ."""
+    rows = best.shape[0]
+    out, zeros, refined = np.full(rows, -1e3), np.zeros(rows), np.zeros((rows, 4))
+    for row in range(rows):
+        for k in range(best.shape[1]):
+            if best[row, k] < -500.0:
+                continue
+            cell, zero = _refine(lines, slope, cells[row, k], _SYSTEM[row], _CENTRING[row], 4)
+            fine = lines.copy()
+            if abs(zero) < 0.2:
+                fine[:, 0] -= zero * slope
+            else:
+                cell, zero = cells[row, k], 0.0
+            fine[:, 1] *= sharp
+            fine[:, 3] -= fine[:, 2] * np.log(sharp)
+            v = _score(fine, cell, row, -1e6)
+            if v > out[row]:
+                out[row], zeros[row] = v, zero
+                refined[row] = cell
+    return out, refined, zeros
+
+
+@njit(cache=True, nogil=True)
+def _keep(lines, cell, first, last, best, cells, top):
+    """Score one cell as lattices ``first`` to ``last - 1``, remember the best few of each; returns the best score of all."""
+    if cell[0] <= 0 or cell[1] <= 0 or cell[2] <= 0 or cell[0] * cell[2] <= 0.26 * cell[3] ** 2:
+        return top
+    if _volume(cell, _SYSTEM[first]) > MAX_VOLUME:
+        return top
+    count = best.shape[1]
+    for row in range(first, last):
+        v = _score(lines, cell, row, max(best[row, count - 1], top - MARGIN))
+        if v <= best[row, count - 1]:
+            continue
+        r = count - 1
+        for k in range(count):  # a near copy only replaces what it resembles
+            if np.abs(cells[row, k] - cell).max() < 0.003 * cell.max():
+                r = k
+                break
+        if v <= best[row, r]:
+            continue
+        while r > 0 and best[row, r - 1] < v:
+            best[row, r], cells[row, r] = best[row, r - 1], cells[row, r - 1]
+            r -= 1
+        best[row, r], cells[row, r] = v, cell
+        top = max(top, v)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def search_cubic(lines, base, best, cells, top):
+    for i in range(base.size):
+        for number in range(1, 41):
+            a = base[i] / number
+            if a < LOWEST:
+                break
+            top = _keep(lines, np.array([a, a, a, 0.0]), 0, 3, best, cells, top)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def search_uniaxial(lines, base, pairs, first, last, best, cells, top):
+    """Tetragonal or hexagonal cells from two lines."""
+    for i in range(base.size):
+        for j in range(i):
+            for t in range(pairs.shape[0]):
+                p1, l1, p2, l2 = pairs[t, 0], pairs[t, 1], pairs[t, 2], pairs[t, 3]
+                det = p1 * l2 - p2 * l1
+                a = (base[i] * l2 - base[j] * l1) / det
+                c = (p1 * base[j] - p2 * base[i]) / det
+                if LOWEST < a < 0.35 and LOWEST < c < 0.35:
+                    top = _keep(lines, np.array([a, a, c, 0.0]), first, last, best, cells, top)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def search_orthorhombic(lines, base, codes, best, cells, top):
+    """Cells from three lines."""
+    cell = np.zeros(4)
+    for t in range(codes.shape[0]):
+        m = codes[t]
+        for i in range(base.size):
+            for j in range(i):
+                for k in range(j):
+                    cell[0] = m[0] * base[i] + m[1] * base[j] + m[2] * base[k]
+                    cell[1] = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
+                    cell[2] = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
+                    if min(cell[0], cell[1], cell[2]) > LOWEST and max(cell[0], cell[1], cell[2]) < 0.3:
+                        top = _keep(lines, cell.copy(), 7, 11, best, cells, top)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def _reduce_zone(a, c, d):
+    """Gauss reduction of ``h²A + hlD + l²C``: 0 ≤ D ≤ A ≤ C, the same lattice of lines."""
+    for _ in range(20):
+        if a > c:
+            a, c = c, a
+        n = np.round(d / (2.0 * a))
+        if n == 0.0:
+            break
+        c, d = c - n * d + n * n * a, d - 2.0 * n * a
+    return a, c, abs(d)
+
+
+@njit(cache=True, nogil=True)
+def _zone_score(lines, a, c, d):
+    """Log-likelihood ratio that a third of the lines belong to the zone; lines as in `_score`."""
+    density = 0.5 * np.pi / np.sqrt(a * c - 0.25 * d * d)
+    total = 0.0
+    for i in range(lines.shape[0]):
+        q, sigma = lines[i, 0], lines[i, 1]
+        best = 1e9
+        h = 0
+        while h * h * (a - 0.25 * d * d / c) <= 1.06 * q:
+            half = 0.5 * h * d / c
+            root = np.sqrt(max((q - h * h * a) / c + half * half, 0.0))
+            for centre in (root - half, -root - half):
+                low = np.floor(centre)
+                for l in (low, low + 1.0):
+                    if h > 0 or l != 0.0:
+                        best = min(best, abs(h * h * a + l * l * c + h * l * d - q))
+            h += 1
+        x = best / sigma
+        hit = np.exp(-0.5 * x * x) / (SQRT_TWO_PI * sigma * density) if x < 6.0 else 0.0
+        total += lines[i, 2] * np.log(0.67 + 0.33 * hit)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def find_zones(lines, base, codes, count):
+    """The ``count`` best reduced zones (A, C, D) made from three lines each, best first; unused rows are zero."""
+    zones, scores = np.zeros((count, 3)), np.full(count, -1e9)
+    n = base.size
+    for t in range(codes.shape[0]):
+        m = codes[t]
+        for i in range(n):
+            for j in range(i):
+                for k in range(j):
+                    a = m[0] * base[i] + m[1] * base[j] + m[2] * base[k]
+                    c = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
+                    d = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
+                    if a < LOWEST or c < LOWEST or d * d > 3.2 * a * c:
+                        continue
+                    a, c, d = _reduce_zone(a, c, d)
+                    if a < LOWEST or c > 0.6:
+                        continue
+                    v = _zone_score(lines, a, c, d)
+                    if v <= scores[count - 1]:
+                        continue
+                    same = False
+                    for r in range(count):
+                        near = abs(zones[r, 0] - a) < 0.004 * a and abs(zones[r, 1] - c) < 0.004 * c
+                        if near and abs(zones[r, 2] - d) < 0.004 * a:
+                            same = True
+                            break
+                    if same:
+                        continue
+                    r = count - 1
+                    while r > 0 and scores[r - 1] < v:
+                        scores[r], zones[r] = scores[r - 1], zones[r - 1]
+                        r -= 1
+                    scores[r] = v
+                    zones[r, 0], zones[r, 1], zones[r, 2] = a, c, d
+    return zones
+
+
+@njit(cache=True, nogil=True)
+def _settings(a, c, d, row):
+    """Cells (A, C, D) whose h0l lines fill a zone: glides and C centring leave out half of them, or three quarters."""
+    out = np.zeros((6, 3))
+    if row == 11:
+        out[0] = np.array([a, c, d])
+        out[1] = np.array([a / 4, c, d / 2])
+        out[2] = np.array([a, c / 4, d / 2])
+        out[3] = np.array([(a + c + d) / 4, c, d / 2 + c])
+        return out[:4]
+    out[0] = np.array([a / 4, c, d / 2])
+    out[1] = np.array([c / 4, a, d / 2])
+    out[2] = np.array([(a + c + d) / 4, c, d / 2 + c])
+    out[3] = np.array([a / 4, c / 4, d / 4])
+    out[4] = np.array([c / 4, a / 4, d / 4])
+    out[5] = np.array([(a + c + d) / 4, c / 4, d / 4 + c / 2])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def search_monoclinic(lines, base, zones, thirds, row, best, cells, top):
+    """B from a further line, for every setting of every zone."""
+    cell = np.zeros(4)
+    for z in range(zones.shape[0]):
+        if zones[z, 0] <= 0.0:
+            break
+        for setting in _settings(zones[z, 0], zones[z, 1], zones[z, 2], row):
+            a, c, d = setting
+            if a < LOWEST or c < LOWEST:
+                continue
+            for f in range(base.size):
+                for u in range(thirds.shape[0]):
+                    h, k, l = thirds[u, 0], thirds[u, 1], thirds[u, 2]
+                    b = (base[f] - h * h * a - l * l * c - h * l * d) / (k * k)
+                    if LOWEST < b < 0.3:
+                        cell[0], cell[1], cell[2], cell[3] = a, b, c, d
+                        top = _keep(lines, cell.copy(), row, row + 1, best, cells, top)
+    return top
