@@ -140,6 +140,24 @@ def cubic_scaling(shared: Path, runs: Path, method: str = "auto", count: int = 6
     return out
 
 
+def mixture_confidence(
+    shared: Path, runs: Path, count: int = 150, method: str = "auto"
+) -> dict[str, tuple[float, float]]:
+    """Mean probability of the best crystal system, and its accuracy, for single phases and with 20 % of a second phase."""
+    lines = _held_out(shared, runs).subset(np.arange(count))
+    other = lines.subset(np.random.default_rng(3).permutation(count))
+    second = torch.as_tensor(other.q[:, :96]), torch.as_tensor(other.intensity[:, :96])
+    truth = SYSTEM_OF_GROUP[lines.space_group.astype(int) - 1]
+    out = {}
+    for name, share, strength in (("single phase", 0.0, (0.01, 0.2)), ("with 20 %", 1.0, (0.19, 0.2))):
+        conditions = replace(DEFAULT_CONDITIONS, cu_share=1.0, second_phase_share=share, second_phase_strength=strength)
+        p = _patterns_for(lines, 31, conditions, second)
+        system = np.zeros((count, 7))
+        np.add.at(system.T, SYSTEM_OF_GROUP, shipped_probabilities(p.y, p.mask, p.doublet_ratio, method).T)
+        out[name] = float(system.max(1).mean()), float((system.argmax(1) == truth).mean())
+    return out
+
+
 # ------------------------------------------------------------------------------------------ realism
 
 
@@ -210,7 +228,7 @@ def evaluate_command(args) -> str:
     """``crystaldl evaluate powder``: every figure as text."""
     shared, runs = Path(args.shared), Path(args.runs)
     parts = []
-    wanted = args.only or ("measured", "held-out", "cubic", "realism")
+    wanted = args.only or ("measured", "held-out", "cubic", "mixtures", "realism")
     if "measured" in wanted:
         parts.append(
             "Measured patterns, group-wise cross-validation (percent)\n"
@@ -224,6 +242,12 @@ def evaluate_command(args) -> str:
     if "cubic" in wanted:
         rows = "\n".join(f"  edges × {s:.3f}: {100 * a:5.1f} % of {n}" for s, a, n in cubic_scaling(shared, runs))
         parts.append("Cubic crystals with scaled edges, crystal system\n" + rows)
+    if "mixtures" in wanted:
+        rows = "\n".join(
+            f"  {k}: mean probability {p:.3f}, accuracy {a:.3f}"
+            for k, (p, a) in mixture_confidence(shared, runs).items()
+        )
+        parts.append("Mixtures, crystal system\n" + rows)
     if "realism" in wanted:
         r = realism(shared, runs)
         parts.append(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from ..physics.lattice import cell_from_metric
+from . import search_kernels
 from .extinction import extinction_evidence
 from .indexing import LATTICES, MARGIN, lattice_scores
+
+log = logging.getLogger(__name__)
 
 EXTINCTION_GROUPS = 99
 #: lattices whose absent lines are examined: the best few within this log-likelihood of the best
@@ -83,9 +89,18 @@ def pattern_evidence(peaks: np.ndarray, limits) -> Evidence:
     return Evidence(found.score, np.array([found.score.max(), found.weight, found.lines]), extinction, lattices)
 
 
+@lru_cache(maxsize=1)
+def _announce_compilation() -> None:
+    """Say why the very first search after an installation takes half a minute."""
+    cached = Path(search_kernels.__file__).parent.glob("__pycache__/search_kernels.*.nbi")
+    if "NUMBA_CACHE_DIR" not in os.environ and not any(cached):
+        log.warning("compiling the lattice search, once per installation: about half a minute")
+
+
 def gather_evidence(peaks, peak_mask, limits, workers: int | None = None) -> list[Evidence]:
     """Evidence for a batch of prepared patterns (tensors or arrays); the search releases the GIL and runs on all cores."""
     peaks, peak_mask, limits = (np.asarray(t.cpu() if hasattr(t, "cpu") else t) for t in (peaks, peak_mask, limits))
+    _announce_compilation()
     jobs = [(p[m].astype(float), r) for p, m, r in zip(peaks, peak_mask, limits, strict=True)]
     workers = workers or os.cpu_count() or 1
     if workers == 1 or len(jobs) == 1:

@@ -92,6 +92,7 @@ class Conditions:
     b_iso: tuple = (0.1, 2.5)
     grain_sigma: float = 0.35                       # lognormal scatter of single lines: few grains, wrong atoms
     second_phase_share: float = 0.15
+    second_phase_strength: tuple = (0.01, 0.2)      # of its strongest line, relative to the main phase's
     peak_to_noise: tuple = (25.0, 1500.0)
     offset_share: float = 0.6                       # baseline left standing on the noise, then rectified
     cut_share: float = 0.35
@@ -253,7 +254,7 @@ def simulate(q: Tensor, intensity: Tensor, generator: torch.Generator, condition
     share = torch.zeros((b, 1), device=device)
     if second is not None:
         present = torch.rand((b, 1), generator=g, device=device) < conditions.second_phase_share
-        share = _uniform(g, (b, 1), 0.01, 0.2, device) * present
+        share = _uniform(g, (b, 1), *conditions.second_phase_strength, device) * present
         other = _line_intensity(g, second[0], second[1], w1, conditions, device)
         other = other * share * observed.amax(1, keepdim=True) / other.amax(1, keepdim=True).clamp_min(1e-20)
         q, observed = torch.cat([q, second[0]], 1), torch.cat([observed, other], 1)

@@ -8,7 +8,7 @@ import gemmi
 import numpy as np
 import pytest
 
-from crystaldl.physics.lattice import cell_volume, inverse_d, metric_tensor
+from crystaldl.physics.lattice import cell_volume, inverse_d
 from crystaldl.physics.symmetry import space_group
 from crystaldl.powder.evidence import conventional_cell
 from crystaldl.powder.indexing import (
@@ -103,12 +103,6 @@ def q2_of(hkl, cell, row: int) -> np.ndarray:
 GRID = np.stack(np.meshgrid(*[np.arange(-10, 11)] * 3, indexing="ij"), -1).reshape(-1, 3)
 
 
-def coefficients(cell, bravais: str) -> np.ndarray:
-    """(A, B, C, D) of a conventional cell."""
-    g = np.linalg.inv(metric_tensor(cell))
-    return np.array([g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 2] if bravais[0] == "m" else 0.0])
-
-
 @pytest.mark.parametrize("row", ROWS, ids=LATTICES)
 def test_nearest_line_agrees_with_brute_force(row):
     rng = np.random.default_rng(row)
@@ -127,7 +121,7 @@ def test_nearest_line_agrees_with_brute_force(row):
                 assert allowed(hkl, row).all()
                 assert abs(q2_of(hkl, cell, row)[0] - q) == pytest.approx(found, abs=1e-12)
                 compared += 1
-    assert compared > 120
+    assert compared > 60
 
 
 @pytest.mark.parametrize("row", ROWS, ids=LATTICES)
@@ -189,7 +183,8 @@ def test_an_unexplained_line_costs_ln_epsilon(row):
 def test_the_early_stop_changes_no_winner(row):
     rng = np.random.default_rng(200 + row)
     true = random_cell(rng, row)
-    lines = table(first_lines(true, row) + rng.normal(0, 2e-4, 16))
+    q = first_lines(true, row)
+    lines = table(q + rng.normal(0, 2e-4, len(q)))
     # near and far from the truth
     cells = [true * (1 + rng.normal(0, s, 4)) for s in (0.0, 1e-4, 1e-3, 1e-2) for _ in range(8)]
     cells = [c for c in cells + [random_cell(rng, row) for _ in range(40)] if c[0] * c[2] > 0.26 * c[3] ** 2]
