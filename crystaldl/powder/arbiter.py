@@ -32,14 +32,13 @@ class SearchTable:
     logits: np.ndarray | None = None
 
     def save(self, path) -> None:
-        np.savez_compressed(
-            path, scores=self.scores, facts=self.facts, extinction=self.extinction, group=self.group, logits=self.logits
-        )
+        known = {k: v for k, v in vars(self).items() if v is not None}  # logits may be missing: no object arrays in files
+        np.savez_compressed(path, **known)
 
     @classmethod
     def load(cls, path) -> SearchTable:
         with np.load(Path(path), allow_pickle=False) as data:
-            return cls(*(data[k] for k in ("scores", "facts", "extinction", "group", "logits")))
+            return cls(**{k: data[k] for k in data.files})
 
     def tensors(self, logits: np.ndarray) -> tuple[torch.Tensor, ...]:
         return tuple(

@@ -20,7 +20,7 @@ import numpy as np
 from . import search_kernels as kernels
 from .prepare import REFERENCE_WAVELENGTH
 from .search_kernels import CANDIDATES, LATTICES, MARGIN
-from .trial_indices import CODES_O, PAIRS_H, PAIRS_T, THIRDS_C, THIRDS_P, ZONES_M
+from .trial_indices import CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRDS_C, THIRDS_P, ZONES_M
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def lattice_scores(
     base: int = 8,
     base_zone: int = 11,
     zone_count: int = 50,
+    rectangle_count: int = 16,
 ) -> LatticeScores:
     """Score every Bravais lattice but triclinic on a peak list.
 
@@ -72,8 +73,8 @@ def lattice_scores(
         Uncertainty of positions in degrees for Cu Kα1, zero shift included.
     lines, base, base_zone : int
         Lines compared, low-angle lines from which trial cells are made, and those from which monoclinic ones are.
-    zone_count : int
-        Zones h0l that are completed to monoclinic cells.
+    zone_count, rectangle_count : int
+        Zones h0l and hk0 that are completed to monoclinic cells.
     """
     ln_q, ln_height, ln_significance = (np.asarray(peaks, float)[:, k] for k in range(3))
     nothing = np.zeros(len(LATTICES)), np.zeros((len(LATTICES), 4))
@@ -98,6 +99,9 @@ def lattice_scores(
     zones = kernels.find_zones(table, np.sort(q)[:base_zone], ZONES_M, zone_count)
     for row, thirds in ((11, THIRDS_P), (12, THIRDS_C)):
         top = kernels.search_monoclinic(table, np.sort(q)[:base_zone], zones, thirds, row, best, cells, top)
+    for row, centred in ((11, False), (12, True)):
+        rectangles = kernels.find_rectangles(table, np.sort(q)[:base_zone], RECTANGLES, centred, rectangle_count)
+        top = kernels.search_oblique(table, np.sort(q)[:base_zone], rectangles, row, best, cells, top)
     slope = np.radians(1.0) * 2.0 * np.sin(two_theta[order]) / REFERENCE_WAVELENGTH**2
     best, cells, zero = kernels.polish(table, slope, best, cells, 0.5)
     return LatticeScores(np.maximum(best, best.max() - MARGIN), cells, zero, len(keep), float(weight.sum()))

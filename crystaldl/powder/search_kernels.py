@@ -380,3 +380,96 @@ def search_monoclinic(lines, base, zones, thirds, row, best, cells, top):
                         cell[0], cell[1], cell[2], cell[3] = a, b, c, d
                         top = _keep(lines, cell.copy(), row, row + 1, best, cells, top)
     return top
+
+
+@njit(cache=True, nogil=True)
+def _rectangle_score(lines, a, b, centred):
+    """Log-likelihood ratio that a third of the lines belong to a zone ``h²A + k²B``; ``centred``: h + k even."""
+    step = 2.0 if centred else 1.0
+    density = 0.25 * np.pi / np.sqrt(a * b) / step
+    total = 0.0
+    for i in range(lines.shape[0]):
+        q, sigma = lines[i, 0], lines[i, 1]
+        best = 1e9
+        h = 0
+        while h * h * a <= 1.06 * q:
+            root = np.sqrt(max(q - h * h * a, 0.0) / b)
+            first = float(h % 2) if centred else 0.0
+            low = first + step * np.floor((root - first) / step)
+            for k in (low, low + step):
+                if k >= 0.0 and (h > 0 or k > 0.0):
+                    best = min(best, abs(h * h * a + k * k * b - q))
+            h += 1
+        x = best / sigma
+        hit = np.exp(-0.5 * x * x) / (SQRT_TWO_PI * sigma * density) if x < 6.0 else 0.0
+        total += lines[i, 2] * np.log(0.67 + 0.33 * hit)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def find_rectangles(lines, base, pairs, centred, count):
+    """The ``count`` best rectangular zones (A, B), A ≤ B, made from two lines each, best first; unused rows are zero."""
+    zones, scores = np.zeros((count, 2)), np.full(count, -1e9)
+    for i in range(base.size):
+        for j in range(i):
+            for t in range(pairs.shape[0]):
+                det = pairs[t, 0] * pairs[t, 3] - pairs[t, 2] * pairs[t, 1]
+                a = (base[i] * pairs[t, 3] - base[j] * pairs[t, 1]) / det
+                b = (pairs[t, 0] * base[j] - pairs[t, 2] * base[i]) / det
+                if a > b:
+                    a, b = b, a
+                if a < LOWEST or b > 0.3:
+                    continue
+                v = _rectangle_score(lines, a, b, centred)
+                if v <= scores[count - 1]:
+                    continue
+                same = False
+                for r in range(count):
+                    if abs(zones[r, 0] - a) < 0.004 * a and abs(zones[r, 1] - b) < 0.004 * b:
+                        same = True
+                        break
+                if same:
+                    continue
+                r = count - 1
+                while r > 0 and scores[r - 1] < v:
+                    scores[r], zones[r] = scores[r - 1], zones[r - 1]
+                    r -= 1
+                scores[r] = v
+                zones[r, 0], zones[r, 1] = a, b
+    return zones
+
+
+@njit(cache=True, nogil=True)
+def search_oblique(lines, base, zones, row, best, cells, top):
+    """Monoclinic cells from a zone hk0: C from a line 0k1, D from a line hk1. In a C cell h + k is even."""
+    centred = _CENTRING[row] == 3
+    cell = np.zeros(4)
+    n = base.size
+    for z in range(zones.shape[0]):
+        if zones[z, 0] <= 0.0:
+            break
+        for turned in range(2):
+            a, b = (zones[z, 0], zones[z, 1]) if turned == 0 else (zones[z, 1], zones[z, 0])
+            for f in range(n):
+                for k1 in range(0, 5):
+                    if centred and k1 % 2 == 1:
+                        continue
+                    c = base[f] - k1 * k1 * b
+                    if c < LOWEST:
+                        break
+                    if c > 0.3:
+                        continue
+                    for g in range(n):
+                        if g == f:
+                            continue
+                        for h in range(1, 4):
+                            for k2 in range(0, 5):
+                                if centred and (h + k2) % 2 == 1:
+                                    continue
+                                d = (h * h * a + k2 * k2 * b + c - base[g]) / h
+                                # 0 < cos β* < 0.5: the other sign is the same cell reversed
+                                if d < 0.0 or d * d > 1.0 * a * c:
+                                    continue
+                                cell[0], cell[1], cell[2], cell[3] = a, b, c, d
+                                top = _keep(lines, cell.copy(), row, row + 1, best, cells, top)
+    return top

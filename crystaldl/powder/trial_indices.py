@@ -71,3 +71,5 @@ THIRDS_P = np.array([(0, 1, 0), (0, 2, 0), (1, 1, 0), (0, 1, 1), (1, 1, 1), (-1,
                      (1, 1, 2), (-1, 1, 2), (1, 2, 1), (-1, 2, 1)], float)  # fmt: skip
 THIRDS_C = np.array([(0, 2, 0), (1, 1, 0), (1, 1, 1), (-1, 1, 1), (0, 2, 1), (1, 1, 2), (-1, 1, 2), (2, 2, 0), (1, 3, 0), (1, 3, 1),
                      (-1, 3, 1), (0, 2, 2), (3, 1, 0), (-3, 1, 1), (2, 2, 1), (-2, 2, 1)], float)  # fmt: skip
+#: two lines of a rectangular zone as (h², k²), one for each way to name the axes; with and without centring
+RECTANGLES = _pairs([(1, 0), (0, 1), (1, 1), (4, 0), (0, 4), (1, 4), (4, 1), (1, 9), (9, 1), (4, 4), (16, 0), (0, 16)])
