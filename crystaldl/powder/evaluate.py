@@ -227,6 +227,8 @@ def realism(shared: Path, runs: Path, seed: int = 0, epochs: int = 12) -> Realis
 def evaluate_command(args) -> str:
     """``crystaldl evaluate powder``: every figure as text."""
     shared, runs = Path(args.shared), Path(args.runs)
+    if not shared.is_dir():
+        raise FileNotFoundError(f"shared is {str(shared)!r}, which is not a directory; expected one with powder/ in it.")
     parts = []
     wanted = args.only or ("measured", "held-out", "cubic", "mixtures", "realism")
     if "measured" in wanted:

@@ -20,7 +20,7 @@ import numpy as np
 from . import search_kernels as kernels
 from .prepare import REFERENCE_WAVELENGTH
 from .search_kernels import CANDIDATES, LATTICES, MARGIN
-from .trial_indices import CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRDS_C, THIRDS_P, ZONES_M
+from .trial_indices import CODES_F, CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRDS_C, THIRDS_P, ZONES_M
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def lattice_scores(
     top = kernels.search_cubic(table, low_lines, best, cells, -1e3)
     top = kernels.search_uniaxial(table, low_lines, PAIRS_T, 3, 5, best, cells, top)
     top = kernels.search_uniaxial(table, low_lines, PAIRS_H, 5, 7, best, cells, top)
-    top = kernels.search_orthorhombic(table, low_lines, CODES_O, best, cells, top)
+    top = kernels.search_orthorhombic(table, low_lines, CODES_O, 7, 11, best, cells, top)
+    top = kernels.search_orthorhombic(table, low_lines, CODES_F, 10, 11, best, cells, top)
     zones = kernels.find_zones(table, np.sort(q)[:base_zone], ZONES_M, zone_count)
     for row, thirds in ((11, THIRDS_P), (12, THIRDS_C)):
         top = kernels.search_monoclinic(table, np.sort(q)[:base_zone], zones, thirds, row, best, cells, top)

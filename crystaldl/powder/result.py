@@ -61,9 +61,11 @@ class Classification:
 
     @property
     def space_group(self) -> int:
-        """Number of the most probable space group within the most probable crystal system, so that the two agree."""
-        inside = np.where(CRYSTAL_SYSTEMS.index(self.crystal_system) == SYSTEM_OF_GROUP, self.space_group_probabilities, -1.0)
-        return int(np.argmax(inside)) + 1
+        """Number of the most probable space group.
+
+        The most probable system sums many groups: where no group stands out, it can differ from this group's system.
+        """
+        return int(np.argmax(self.space_group_probabilities)) + 1
 
     @property
     def space_group_symbol(self) -> str:

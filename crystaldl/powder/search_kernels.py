@@ -251,7 +251,7 @@ def search_uniaxial(lines, base, pairs, first, last, best, cells, top):
 
 
 @njit(cache=True, nogil=True)
-def search_orthorhombic(lines, base, codes, best, cells, top):
+def search_orthorhombic(lines, base, codes, first, last, best, cells, top):
     """Cells from three lines."""
     cell = np.zeros(4)
     for t in range(codes.shape[0]):
@@ -263,7 +263,7 @@ def search_orthorhombic(lines, base, codes, best, cells, top):
                     cell[1] = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
                     cell[2] = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
                     if min(cell[0], cell[1], cell[2]) > LOWEST and max(cell[0], cell[1], cell[2]) < 0.3:
-                        top = _keep(lines, cell.copy(), 7, 11, best, cells, top)
+                        top = _keep(lines, cell.copy(), first, last, best, cells, top)
     return top
 
 

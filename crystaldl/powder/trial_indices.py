@@ -13,9 +13,11 @@ def _pairs(forms) -> np.ndarray:
     return np.array(sorted(found, key=sum), dtype=np.float64)
 
 
-def _orthorhombic_codes() -> np.ndarray:
-    """Inverse index matrices giving (A, B, C) from three lines, one for each way to name the axes, simple ones first."""
-    forms = [(1, 0, 0), (1, 1, 0), (1, 1, 1), (4, 0, 0), (4, 1, 0), (4, 1, 1)]
+def _orthorhombic_codes(forms) -> np.ndarray:
+    """Inverse index matrices giving (A, B, C) from three lines, one for each way to name the axes, simple ones first.
+
+    ``forms`` are (h², k², l²), each standing for all its permutations.
+    """
     forms = sorted({p for f in forms for p in permutations(f)})
     out = {}
     for triple in product(forms, repeat=3):
@@ -64,7 +66,9 @@ PAIRS_H = _pairs(
         (0, 36),
     ]
 )
-CODES_O = _orthorhombic_codes()
+CODES_O = _orthorhombic_codes([(1, 0, 0), (1, 1, 0), (1, 1, 1), (4, 0, 0), (4, 1, 0), (4, 1, 1)])
+#: all-even or all-odd indices: what F cells show, with or without d glides
+CODES_F = _orthorhombic_codes([(1, 1, 1), (4, 4, 0), (9, 1, 1), (4, 0, 0), (16, 0, 0)])
 ZONES_M = _monoclinic_zones()
 #: lines that fix B once the zone is known; in a C cell h + k is even
 THIRDS_P = np.array([(0, 1, 0), (0, 2, 0), (1, 1, 0), (0, 1, 1), (1, 1, 1), (-1, 1, 1), (1, 2, 0), (0, 2, 1), (0, 1, 2), (2, 1, 0),
