@@ -18,7 +18,7 @@ from .network import LatticeArbiter, level_log_probabilities, levels
 from .prepare import prepare
 from .recipe import training_prior
 
-STEPS, BATCH, BLIND_SHARE = 900, 512, 0.3
+STEPS, BATCH, BLIND_SHARE, MEMBERS = 900, 512, 0.3, 3
 
 
 @dataclass
@@ -32,7 +32,9 @@ class SearchTable:
     logits: np.ndarray | None = None
 
     def save(self, path) -> None:
-        known = {k: v for k, v in vars(self).items() if v is not None}  # logits may be missing: no object arrays in files
+        known = {
+            k: v for k, v in vars(self).items() if v is not None
+        }  # logits may be missing: no object arrays in files
         np.savez_compressed(path, **known)
 
     @classmethod
@@ -60,18 +62,26 @@ def blind_prior() -> torch.Tensor:
     return torch.as_tensor(np.log(training_prior()), dtype=torch.float32)
 
 
-def fit_arbiter(inputs, group, weight, seed: int = 0, steps: int = STEPS) -> LatticeArbiter:
+def fit_arbiter(inputs, group, weight, seed: int = 0, steps: int = STEPS, members: int = MEMBERS) -> LatticeArbiter:
     """Fit an arbiter: likelihood of space group, Bravais lattice and crystal system, sampled with ``weight`` (n,)."""
     torch.manual_seed(seed)
-    arbiter, level = LatticeArbiter(), levels()
-    arbiter.log_prior.copy_(blind_prior())
-    optimizer = torch.optim.AdamW(arbiter.parameters(), lr=3e-3, weight_decay=0.05)
+    arbiter = LatticeArbiter(members)
+    for number, member in enumerate(arbiter.members):
+        _fit_member(member, inputs, group, weight, seed + 100 * number, steps)
+    return arbiter.eval()
+
+
+def _fit_member(member, inputs, group, weight, seed: int, steps: int) -> None:
+    torch.manual_seed(seed)
+    level = levels()
+    member.log_prior.copy_(blind_prior())
+    optimizer = torch.optim.AdamW(member.parameters(), lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     label, weight = torch.as_tensor(group - 1).long(), torch.as_tensor(weight, dtype=torch.float64)
     for _ in range(steps):
         pick = torch.multinomial(weight, min(BATCH, len(label)), replacement=True)
         blind = torch.rand(len(pick)) < BLIND_SHARE
-        log_p = arbiter(*(t[pick] for t in inputs), blind).log_softmax(1)
+        log_p = member(*(t[pick] for t in inputs), blind).log_softmax(1)
         truth = label[pick]
         loss = F.nll_loss(log_p, truth)
         for table, count in ((level.system, 7), (level.bravais, 14)):
@@ -80,7 +90,6 @@ def fit_arbiter(inputs, group, weight, seed: int = 0, steps: int = STEPS) -> Lat
         loss.backward()
         optimizer.step()
         schedule.step()
-    return arbiter.eval()
 
 
 @torch.no_grad()

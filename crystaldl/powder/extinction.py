@@ -1,17 +1,19 @@
 """What absent lines say: the likelihood of each extinction group on an indexed cell.
 
-Every predicted line that stands alone is either seen or not. An extinction group that allows it expects it to be seen with
-the frequency at which this pattern shows lines of its kind; one that forbids it expects nothing but a chance coincidence.
-The logarithms add up over lines (compare Markvardsen et al., Acta Cryst. A57, 47, 2001, who use extracted intensities).
-Axes of orthorhombic cells and cell choices of monoclinic ones are tried in turn.
+Every predicted line is either seen or not. An extinction group that allows it expects it to be seen with some frequency,
+unknown beforehand and integrated out (a beta-binomial marginal likelihood in each third of the pattern); one that forbids
+it expects nothing but a chance coincidence (compare Markvardsen et al., Acta Cryst. A57, 47, 2001, who use extracted
+intensities). The likelihood is averaged over the axes of orthorhombic cells and the cell choices of monoclinic ones.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
 
 import numpy as np
+from scipy.special import betaln, logsumexp
 
 from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_members, extinction_of_group, space_group
 from .prepare import REFERENCE_WAVELENGTH
@@ -113,38 +115,55 @@ def extinction_evidence(
     hkl, tt, line = hkl[line < count], tt[line < count], line[line < count]
     position = np.bincount(line, tt, count) / np.bincount(line, minlength=count)
     observed = np.degrees(2 * np.arcsin(np.clip(np.exp(peaks[:, 0]) * REFERENCE_WAVELENGTH / 2, 0, 1))) - zero
+    lines = _observations(position, observed, peaks, tolerance)
+    return _evidence(groups, lattice, hkl, line, lines)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Predicted lines against observed ones, (n,) each."""
+
+    seen: np.ndarray  # bool
+    weight: np.ndarray  # how much the line says: overlapped lines and faint peaks say less
+    chance: np.ndarray  # probability that some peak lies within the tolerance anyway
+    third: np.ndarray  # 0, 1, 2: low, middle, high angle
+
+
+def _observations(position, observed, peaks, tolerance) -> _Lines:
     distance = np.abs(observed[None] - position[:, None])
-    nearest = distance.min(1)
-    seen = nearest < tolerance
-    # how likely a peak lies within the tolerance by chance: other lines' peaks nearby
+    seen = distance.min(1) < tolerance
     neighbours = np.abs(position[:, None] - position[None])
     np.fill_diagonal(neighbours, 9.0)
     alone = neighbours.min(1) > 2.0 * tolerance
     strength = np.exp(peaks[np.argmin(distance, 1), 2])
-    sure = np.clip((strength / 6.0) ** 2, 0.2, 1.0)  # a faint peak is weak evidence for a line
-    return _evidence(groups, lattice, hkl, line, count, seen, alone, sure, position)
+    weight = np.where(alone, 1.0, 0.35) * np.where(seen, np.clip((strength / 6.0) ** 2, 0.2, 1.0), 1.0)
+    # peaks within ±4° of the line, spread at random
+    local = (np.abs(observed[None] - position[:, None]) < 4.0).sum(1) / 8.0
+    chance = np.clip(1.0 - np.exp(-2.0 * tolerance * local) + 0.1 * ~alone, 0.02, 0.6)
+    third = np.minimum(np.arange(len(position)) * 3 // max(len(position), 1), 2)
+    return _Lines(seen, weight, chance, third)
 
 
-def _evidence(groups, lattice, hkl, line, count, seen, alone, sure, position):
+def _evidence(groups, lattice, hkl, line, lines: _Lines) -> dict[int, float]:
+    """Marginal likelihood of every group: visibility of its allowed lines unknown (uniform) in each third of the pattern."""
+    count = len(lines.seen)
     kinds = _AXES.get(lattice[0], [np.eye(3, dtype=int)])
-    # visibility falls with angle: estimated from the lines themselves, general ones dominate
-    third = np.minimum(np.arange(count) * 3 // max(count, 1), 2)
-    visible = np.array([(seen[third == t].sum() + 1.0) / ((third == t).sum() + 2.0) for t in range(3)])[third]
-    visible = np.clip(1.25 * visible, 0.08, 0.92)
-    chance = np.clip(0.03 + 0.10 * (~alone), 0.02, 0.5)
+    # a line of few equivalents is easily missed: its absence says less
+    general = {"a": 1, "m": 2, "o": 4, "t": 8, "h": 12, "c": 24}[lattice[0]]
+    share = np.sqrt(np.minimum(np.bincount(line, minlength=count) / general, 1.0))
+    hits, misses = lines.weight * lines.seen, lines.weight * ~lines.seen * share
+    forbidden = lines.weight * np.where(lines.seen, np.log(lines.chance), np.log1p(-lines.chance))
+    indices = [np.clip(hkl @ axes.T, -_LIMIT, _LIMIT) + _LIMIT for axes in kinds]
     out = {}
     for g in groups:
-        absent_table = _absent(int(g))
-        best = -np.inf
-        for axes in kinds:
-            t = hkl @ axes.T
-            inside = np.abs(t).max(1) <= _LIMIT
-            absent = absent_table[tuple((np.clip(t, -_LIMIT, _LIMIT) + _LIMIT).T)] & inside
-            allowed = np.bincount(line, ~absent, count) > 0
-            log_seen = np.where(allowed, np.log(visible), np.log(chance))
-            log_missing = np.where(allowed, np.log1p(-visible), np.log1p(-chance))
-            weight = np.where(seen, sure, 1.0) * np.where(alone, 1.0, 0.35)
-            best = max(best, float((weight * np.where(seen, log_seen, log_missing)).sum()))
-        out[int(g)] = best
+        table = _absent(int(g))
+        values = []
+        for t in indices:
+            allowed = np.bincount(line, ~table[tuple(t.T)], count) > 0
+            s = np.bincount(lines.third, hits * allowed, 3)
+            n = np.bincount(lines.third, misses * allowed, 3)
+            values.append(float(betaln(s + 1.0, n + 1.0).sum() + forbidden[~allowed].sum()))
+        # settings are equally likely beforehand: the mean over them, not the best
+        out[int(g)] = float(logsumexp(values) - np.log(len(values)))
     mean = np.mean(list(out.values()))
     return {g: v - mean for g, v in out.items()}

@@ -230,18 +230,8 @@ class PowderNet(nn.Module):
         return {"logits": logits, "ln_volume": extra[:, 0] + 5.3, "impurity": extra[:, 1]}
 
 
-class LatticeArbiter(nn.Module):
-    """Weighs the network against the lattice search: corrected space-group logits.
-
-    The Bravais lattice is decided from the network's probabilities and the search's log-likelihood ratios together; the
-    extinction group inside it from the network and the evidence of absent lines; the space group inside that from the
-    network alone. Small, so that it can be fitted on few measured patterns.
-
-    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 13) and ``facts`` (B, 3) of the search (see
-    `crystaldl.powder.indexing.LatticeScores`): score of the best lattice, summed weight and number of lines;
-    ``evidence`` (B, 99) log-likelihoods of extinction groups, 0 where not known; ``blind`` (B,) bool, answer without the
-    network, from its prior and the search alone (drawn at random in training, so that the search can stand alone).
-    """
+class ArbiterMember(nn.Module):
+    """One arbiter of the ensemble; see `LatticeArbiter`."""
 
     def __init__(self, hidden: int = 48, dropout: float = 0.2):
         super().__init__()
@@ -268,6 +258,28 @@ class LatticeArbiter(nn.Module):
         within = within + self.absences[self.bravais] * evidence[:, self.extinction]
         norm = torch.zeros_like(lattice).index_add(1, self.bravais, within.clamp(-60, 60).exp()).clamp_min(1e-30).log()
         return (lattice_logits.log_softmax(1) - norm)[:, self.bravais] + within
+
+
+class LatticeArbiter(nn.Module):
+    """Weighs the network against the lattice search: corrected space-group logits.
+
+    The Bravais lattice is decided from the network's probabilities and the search's log-likelihood ratios together; the
+    extinction group inside it from the network and the evidence of absent lines; the space group inside that from the
+    network alone. Small, so that it can be fitted on few measured patterns; an average over a few fits.
+
+    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 13) and ``facts`` (B, 3) of the search (see
+    `crystaldl.powder.indexing.LatticeScores`): score of the best lattice, summed weight and number of lines;
+    ``evidence`` (B, 99) log-likelihoods of extinction groups, 0 where not known; ``blind`` (B,) bool, answer without the
+    network, from its prior and the search alone (drawn at random in training, so that the search can stand alone).
+    """
+
+    def __init__(self, members: int = 3, hidden: int = 48, dropout: float = 0.2):
+        super().__init__()
+        self.members = nn.ModuleList([ArbiterMember(hidden, dropout) for _ in range(members)])
+
+    def forward(self, logits: Tensor, scores: Tensor, facts: Tensor, evidence: Tensor, blind: Tensor) -> Tensor:
+        answers = [member(logits, scores, facts, evidence, blind).log_softmax(1) for member in self.members]
+        return torch.logsumexp(torch.stack(answers), 0) - math.log(len(answers))
 
 
 def level_log_probabilities(log_probability: Tensor, level: Tensor, count: int) -> Tensor:

@@ -109,7 +109,7 @@ def test_a_blind_arbiter_ignores_the_network():
 
 def test_the_prior_travels_with_the_weights():
     module = LatticeArbiter()
-    module.log_prior.copy_(blind_prior())
+    module.members[0].log_prior.copy_(blind_prior())
     copy = LatticeArbiter()
     copy.load_state_dict(module.state_dict())
     assert torch.equal(copy.log_prior, blind_prior())
