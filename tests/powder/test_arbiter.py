@@ -109,10 +109,11 @@ def test_a_blind_arbiter_ignores_the_network():
 
 def test_the_prior_travels_with_the_weights():
     module = LatticeArbiter()
-    module.members[0].log_prior.copy_(blind_prior())
+    for member in module.members:
+        member.log_prior.copy_(blind_prior())
     copy = LatticeArbiter()
     copy.load_state_dict(module.state_dict())
-    assert torch.equal(copy.log_prior, blind_prior())
+    assert all(torch.equal(member.log_prior, blind_prior()) for member in copy.members)
     assert blind_prior().exp().sum() == pytest.approx(1, abs=1e-5)
 
 
