@@ -186,8 +186,8 @@ def find_peaks(y: Tensor, mask: Tensor, threshold: float = 4.0, floor: float = 0
     response = _windowed(d.abs(), mask, 0.30) / 0.385
     noise = torch.maximum(noise, response) + 1e-5
     # strong lines raise the counting noise of their own flanks: measured relative to the strongest line
-    inner = F.pad(mask, (6, 6))
-    inside = -F.max_pool1d(-inner[:, None], 13, 1)[:, 0]
+    # where the filter reaches beyond the measured range, the edge itself looks like a line
+    inside = -F.max_pool1d(-F.pad(mask, (20, 20))[:, None], 41, 1)[:, 0]
     top = (d * inside).amax(1, keepdim=True).clamp_min(1e-9)
     local = F.max_pool1d(d[:, None], 5, 1, 2)[:, 0]
     is_peak = (d >= local) & (d > threshold * noise) & (d > floor * top) & (inside > 0)
