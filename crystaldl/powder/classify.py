@@ -283,13 +283,15 @@ def _results(patterns, out, inputs, entry: ModelCard, method: str) -> list[Class
                 pattern,
                 p[i],
                 method,
-                judge.name,
-                judge.sha256,
+                entry.name,
+                entry.sha256,
                 confident,
                 second_phase_probability=float(impurity[i]),
                 primitive_volume=float(volume[i]),
                 lines=int(lines[i]),
                 lattices=evidence[i].lattices if evidence else (),
+                arbiter=arbiter.name if arbiter else "",
+                arbiter_sha256=arbiter.sha256 if arbiter else "",
             )
         )
     return results

@@ -30,7 +30,9 @@ class Classification:
     ----------
     pattern : PowderPattern, the input
     space_group_probabilities : (230,) float, sums to 1; entry n - 1 belongs to space group n
-    method, model, model_sha256 : str, what answered
+    method : str
+    model, model_sha256 : str, the network
+    arbiter, arbiter_sha256 : str, what weighed the network against the lattice search; empty where nothing did
     confident : bool
         The crystal system is calibrated to be right at least nine times in ten, at least four lines were found and no
         second phase is suspected.
@@ -50,6 +52,8 @@ class Classification:
     primitive_volume: float = float("nan")
     lines: int = -1
     lattices: tuple[Lattice, ...] = ()
+    arbiter: str = ""
+    arbiter_sha256: str = ""
     version: str = __version__
 
     def __post_init__(self):
@@ -121,7 +125,8 @@ class Classification:
             "primitive_volume": finite(self.primitive_volume), "lines": self.lines, "method": self.method,
             "lattices": [{"bravais": c.bravais, "cell": [round(float(v), 5) for v in c.cell], "score": c.score, "zero": c.zero}
                          for c in self.lattices],
-            "model": self.model, "model_sha256": self.model_sha256, "crystaldl": self.version,
+            "model": self.model, "model_sha256": self.model_sha256, "arbiter": self.arbiter,
+            "arbiter_sha256": self.arbiter_sha256, "crystaldl": self.version,
             "wavelength": self.pattern.radiation.wavelength,
             "two_theta_range": [float(self.pattern.two_theta[0]), float(self.pattern.two_theta[-1])],
         }  # fmt: skip
