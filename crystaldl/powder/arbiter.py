@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..physics.symmetry import SYSTEM_OF_GROUP
 from .evidence import gather_evidence
 from .network import LatticeArbiter, level_log_probabilities, levels
 from .prepare import prepare
@@ -104,9 +105,13 @@ def combine(measured, group, weight, simulated: SearchTable | None, share: float
         return measured, group, weight
     extra = simulated.tensors(simulated.logits)
     inputs = tuple(torch.cat([a, b]) for a, b in zip(measured, extra, strict=True))
-    prior = training_prior()[simulated.group - 1]
-    present = np.bincount(simulated.group, minlength=231)[simulated.group]
-    w = prior / present
+    # measured sets lack whole systems (no trigonal here): simulated patterns make up what is missing of the natural shares
+    wanted = np.bincount(SYSTEM_OF_GROUP, weights=training_prior(), minlength=7)
+    have = np.bincount(SYSTEM_OF_GROUP[group - 1], weights=weight, minlength=7) / weight.sum()
+    missing = np.maximum(wanted - (1 - share) * have, 0.2 * wanted)
+    system = SYSTEM_OF_GROUP[simulated.group - 1]
+    w = training_prior()[simulated.group - 1] / np.bincount(simulated.group, minlength=231)[simulated.group]
+    w = w / np.bincount(system, weights=w, minlength=7)[system] * missing[system]
     w = w / w.sum() * weight.sum() * share / (1 - share)
     return inputs, np.concatenate([group, simulated.group]), np.concatenate([weight, w])
 

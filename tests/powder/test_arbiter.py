@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_of_group
+from crystaldl.physics.symmetry import BRAVAIS_LATTICES, SYSTEM_OF_GROUP, bravais_of_group, extinction_of_group
 from crystaldl.powder import arbiter
 from crystaldl.powder.arbiter import (
     SearchTable,
@@ -222,11 +222,24 @@ def test_simulated_patterns_take_their_share(share):
     assert torch.equal(given[0][40:], torch.as_tensor(extra)) and np.array_equal(group[40:], simulated.group)
     assert np.array_equal(w[:40], weight)
     assert w[40:].sum() / w.sum() == pytest.approx(share)
-    # each space group weighs as in the training stream, however many patterns there are of it
+    # inside a crystal system each space group weighs as in the training stream, however many patterns there are of it
     prior = training_prior()
     totals = np.bincount(simulated.group, weights=w[40:], minlength=231)[1:]
-    present = totals > 0
-    assert totals[present] / totals.sum() == pytest.approx(prior[present] / prior[present].sum())
+    for system in range(7):
+        inside = (totals > 0) & (system == SYSTEM_OF_GROUP)
+        if inside.any():
+            assert totals[inside] / totals[inside].sum() == pytest.approx(prior[inside] / prior[inside].sum())
+
+
+def test_simulated_patterns_make_up_for_missing_systems():
+    table, logits = problem(200)
+    simulated, simulated.logits = problem(200, seed=1)
+    measured = np.flatnonzero(SYSTEM_OF_GROUP[table.group - 1] != 4)
+    inputs = tuple(t[measured] for t in table.tensors(logits))
+    _, group, w = combine(inputs, table.group[measured], np.ones(len(measured)), simulated, 0.5)
+    shares = np.bincount(SYSTEM_OF_GROUP[group - 1], weights=w, minlength=7) / w.sum()
+    wanted = np.bincount(SYSTEM_OF_GROUP, weights=training_prior(), minlength=7)
+    assert shares[4] > 0.5 * wanted[4]
 
 
 def test_nothing_simulated_changes_nothing():
