@@ -66,7 +66,9 @@ def _nearest(q, cell, system, centring):
                     break
                 centre = root - half if side == 0 else -root - half
                 low = int(np.floor(centre))
-                for l in range(low, low + 2):
+                # the nearest l may be extinct in a centred cell: look one further on both sides
+                reach_l = 1 if centring > 0 else 0
+                for l in range(low - reach_l, low + 2 + reach_l):
                     if (system < 4 and l < 0) or (system == 0 and l > k) or (h == 0 and k == 0 and l == 0):
                         continue
                     if not _allowed(h, k, l, centring):
@@ -74,15 +76,6 @@ def _nearest(q, cell, system, centring):
                     e = abs(base + l * l * c + h * l * d - q)
                     if e < best:
                         best, bh, bk, bl = e, h, k, l
-                if centring > 0:
-                    # the nearest l may be extinct: look one further on both sides
-                    for l in (low - 1, low + 2):
-                        if (system < 4 and l < 0) or (system == 0 and l > k) or (h == 0 and k == 0 and l == 0):
-                            continue
-                        if _allowed(h, k, l, centring):
-                            e = abs(base + l * l * c + h * l * d - q)
-                            if e < best:
-                                best, bh, bk, bl = e, h, k, l
             k += 1
         h += 1
     return best, bh, bk, bl
@@ -305,6 +298,26 @@ def _zone_score(lines, a, c, d):
 
 
 @njit(cache=True, nogil=True)
+def _remember(zone, score, zones, scores):
+    """Put a zone into the list of the best ones, sorted by falling score, unless a near copy is there already."""
+    count = scores.size
+    if score <= scores[count - 1]:
+        return
+    for r in range(count):
+        same = True
+        for k in range(zone.size):
+            same = same and abs(zones[r, k] - zone[k]) < 0.004 * max(zone[k], zone[0])
+        if same:
+            return
+    r = count - 1
+    while r > 0 and scores[r - 1] < score:
+        scores[r], zones[r] = scores[r - 1], zones[r - 1]
+        r -= 1
+    scores[r] = score
+    zones[r] = zone
+
+
+@njit(cache=True, nogil=True)
 def find_zones(lines, base, codes, count):
     """The ``count`` best reduced zones (A, C, D) made from three lines each, best first; unused rows are zero."""
     zones, scores = np.zeros((count, 3)), np.full(count, -1e9)
@@ -322,43 +335,18 @@ def find_zones(lines, base, codes, count):
                     a, c, d = _reduce_zone(a, c, d)
                     if a < LOWEST or c > 0.6:
                         continue
-                    v = _zone_score(lines, a, c, d)
-                    if v <= scores[count - 1]:
-                        continue
-                    same = False
-                    for r in range(count):
-                        near = abs(zones[r, 0] - a) < 0.004 * a and abs(zones[r, 1] - c) < 0.004 * c
-                        if near and abs(zones[r, 2] - d) < 0.004 * a:
-                            same = True
-                            break
-                    if same:
-                        continue
-                    r = count - 1
-                    while r > 0 and scores[r - 1] < v:
-                        scores[r], zones[r] = scores[r - 1], zones[r - 1]
-                        r -= 1
-                    scores[r] = v
-                    zones[r, 0], zones[r, 1], zones[r, 2] = a, c, d
+                    _remember(np.array([a, c, d]), _zone_score(lines, a, c, d), zones, scores)
     return zones
 
 
 @njit(cache=True, nogil=True)
 def _settings(a, c, d, row):
     """Cells (A, C, D) whose h0l lines fill a zone: glides and C centring leave out half of them, or three quarters."""
-    out = np.zeros((6, 3))
+    third, e = (a + c + d) / 4, d / 2 + c  # the zone's third direction, a* + c*
     if row == 11:
-        out[0] = np.array([a, c, d])
-        out[1] = np.array([a / 4, c, d / 2])
-        out[2] = np.array([a, c / 4, d / 2])
-        out[3] = np.array([(a + c + d) / 4, c, d / 2 + c])
-        return out[:4]
-    out[0] = np.array([a / 4, c, d / 2])
-    out[1] = np.array([c / 4, a, d / 2])
-    out[2] = np.array([(a + c + d) / 4, c, d / 2 + c])
-    out[3] = np.array([a / 4, c / 4, d / 4])
-    out[4] = np.array([c / 4, a / 4, d / 4])
-    out[5] = np.array([(a + c + d) / 4, c / 4, d / 4 + c / 2])
-    return out
+        return np.array([[a, c, d], [a / 4, c, d / 2], [a, c / 4, d / 2], [third, c, e]])
+    whole = [[a / 4, c, d / 2], [c / 4, a, d / 2], [third, c, e]]
+    return np.array(whole + [[a / 4, c / 4, d / 4], [c / 4, a / 4, d / 4], [third, c / 4, e / 2]])
 
 
 @njit(cache=True, nogil=True)
@@ -420,22 +408,7 @@ def find_rectangles(lines, base, pairs, centred, count):
                     a, b = b, a
                 if a < LOWEST or b > 0.3:
                     continue
-                v = _rectangle_score(lines, a, b, centred)
-                if v <= scores[count - 1]:
-                    continue
-                same = False
-                for r in range(count):
-                    if abs(zones[r, 0] - a) < 0.004 * a and abs(zones[r, 1] - b) < 0.004 * b:
-                        same = True
-                        break
-                if same:
-                    continue
-                r = count - 1
-                while r > 0 and scores[r - 1] < v:
-                    scores[r], zones[r] = scores[r - 1], zones[r - 1]
-                    r -= 1
-                scores[r] = v
-                zones[r, 0], zones[r, 1] = a, b
+                _remember(np.array([a, b]), _rectangle_score(lines, a, b, centred), zones, scores)
     return zones
 
 
