@@ -16,7 +16,7 @@ from crystaldl.powder.measured import MeasuredSet
 from crystaldl.powder.prepare import AXIS_POINTS
 from crystaldl.powder.simulate import LineLibrary, Patterns
 
-NOWHERE = Path("nowhere")
+NOWHERE = Path(".")  # a directory: nothing in it is read
 
 
 def library(groups) -> LineLibrary:
