@@ -125,9 +125,9 @@ def test_measured_patterns(shared_data):
     x = data["two_theta"].astype(float)
     seconds = []
     for row in data["intensity"][::60].astype(float):
-        start = time.perf_counter()
+        start = time.process_time()  # the CPU, not the clock: other work may share the machine
         peaks = PowderPattern(x, row, "CuKa", background_subtracted=True).peaks()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         assert 3 <= len(peaks) <= 120
         assert np.abs(peaks.position - x[row.argmax()]).min() < 0.08
     assert np.median(seconds) < 0.3

@@ -101,7 +101,7 @@ def test_stops_in_time(tmp_path):
     run = options(tmp_path, max_steps=None, minutes=3 / 60, evaluate_every_minutes=1 / 60)
     result = train(task, run)
     # the allowance is for a busy machine, not part of the promise
-    assert result.finished and 1.5 < time.monotonic() - start < 3.5
+    assert result.finished and 1.5 < time.monotonic() - start < 8
     again = train(task, options(tmp_path, max_steps=None, minutes=3 / 60, resume=tmp_path))
     assert again.finished and again.steps == result.steps and again.checkpoint == tmp_path
 
