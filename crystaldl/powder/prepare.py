@@ -185,7 +185,6 @@ def find_peaks(y: Tensor, mask: Tensor, threshold: float = 4.0, floor: float = 0
     # |response| (0.385 σ for noise) is noise as long as lines fill less than two thirds of a window
     response = _windowed(d.abs(), mask, 0.30) / 0.385
     noise = torch.maximum(noise, response) + 1e-5
-    # strong lines raise the counting noise of their own flanks: measured relative to the strongest line
     # where the filter reaches beyond the measured range, the edge itself looks like a line
     inside = -F.max_pool1d(-F.pad(mask, (20, 20))[:, None], 41, 1)[:, 0]
     top = (d * inside).amax(1, keepdim=True).clamp_min(1e-9)

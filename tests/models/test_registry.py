@@ -145,3 +145,11 @@ def test_shipped_models_are_whole():
     assert sum(card.bytes for card in cards.values()) <= 30_000_000
     for task in {card.task for card in cards.values()}:
         assert models.default(task) in cards
+
+
+def test_the_package_ships_its_powder_models():
+    """Other tests skip where no model ships: this one does not."""
+    names = {"powder-powdernet-v1", "powder-npcnn-v1", "powder-arbiter-v1"}
+    assert names <= set(models.available("powder")) and models.default("powder") == "powder-powdernet-v1"
+    for name in names:
+        assert models.load_weights(name)
