@@ -6,9 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crystaldl.diffuse.compare import FormFactorComparison, compare_form_factors
+    from crystaldl.diffuse.molecular import Molecule
+    from crystaldl.diffuse.separation import Separation
+    from crystaldl.diffuse.sro import refine_sro
+    from crystaldl.diffuse.sro_models import refine_interactions
+    from crystaldl.diffuse.sro_result import SROFit
+    from crystaldl.diffuse.sro_sites import Site
+    from crystaldl.diffuse.volume import DiffuseVolume
     from crystaldl.examples import load_example
     from crystaldl.powder.classify import Classification, classify_patterns
     from crystaldl.powder.pattern import PowderPattern
+    from crystaldl.stem.bragg import table_of
+    from crystaldl.stem.datacube import DataCube
+    from crystaldl.stem.strain import fit_strain
+    from crystaldl.stem.strain_details import StrainOptions
 
 __version__ = "0.1.0"
 
@@ -16,12 +28,29 @@ __version__ = "0.1.0"
 # training node needs none of the packages that only the user's side needs.
 _PUBLIC = {
     "Classification": "crystaldl.powder.classify",
+    "DataCube": "crystaldl.stem.datacube",
+    "DiffuseVolume": "crystaldl.diffuse.volume",
+    "FormFactorComparison": "crystaldl.diffuse.compare",
+    "Molecule": "crystaldl.diffuse.molecular",
     "PowderPattern": "crystaldl.powder.pattern",
+    "SROFit": "crystaldl.diffuse.sro_result",
+    "Separation": "crystaldl.diffuse.separation",
+    "Site": "crystaldl.diffuse.sro_sites",
+    "StrainOptions": "crystaldl.stem.strain_details",
     "classify_patterns": "crystaldl.powder.classify",
+    "compare_form_factors": "crystaldl.diffuse.compare",
+    "fit_strain": "crystaldl.stem.strain",
     "load_example": "crystaldl.examples",
+    "refine_interactions": "crystaldl.diffuse.sro_models",
+    "refine_sro": "crystaldl.diffuse.sro",
+    "table_of": "crystaldl.stem.bragg",
 }
 
-__all__ = ["Classification", "PowderPattern", "__version__", "classify_patterns", "load_example"]
+__all__ = [
+    "Classification", "DataCube", "DiffuseVolume", "FormFactorComparison", "Molecule", "PowderPattern", "SROFit", "Separation",
+    "Site", "StrainOptions", "__version__", "classify_patterns", "compare_form_factors", "fit_strain", "load_example",
+    "refine_interactions", "refine_sro", "table_of",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

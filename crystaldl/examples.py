@@ -1,4 +1,4 @@
-"""Sample data that comes with the package: small simulated scans with known truth."""
+"""Sample data that comes with the package: small simulated scans and diffuse scattering with known truth."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from crystaldl.errors import DataError
 
 if TYPE_CHECKING:
+    from crystaldl.diffuse.volume import DiffuseVolume
     from crystaldl.powder.pattern import PowderPattern
 
 __all__ = ["example_facts", "examples", "load_example"]
@@ -29,9 +30,15 @@ def _manifest() -> dict[str, dict]:
     return json.loads((_folder() / "MANIFEST.json").read_text(encoding="utf-8"))["samples"]
 
 
-def examples() -> list[str]:
-    """Names of the samples, as `load_example` takes them: ``["powder/halite", …]``."""
-    return list(_manifest())
+def examples(technique: str | None = None) -> list[str]:
+    """Names of the samples, as `load_example` takes them: ``["powder/halite", …, "diffuse/rods"]``.
+
+    Parameters
+    ----------
+    technique : {"powder", "diffuse"}, optional
+        Only its samples.
+    """
+    return [name for name in _manifest() if technique is None or name.startswith(f"{technique}/")]
 
 
 def example_facts(name: str) -> dict[str, Any]:
@@ -40,9 +47,11 @@ def example_facts(name: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``title``, ``file``, ``sha256``, ``radiation``, ``licence``, ``made`` and ``phases``: for each phase, the
-        largest weight fraction first, its ``formula``, ``crystal_system``, ``space_group``, ``symbol``, ``cell``
-        (Å, degrees) and the publication its ``structure`` is from.
+        ``title``, ``file``, ``sha256``, ``radiation``, ``licence`` and ``made``. Powder: ``phases``, for each phase,
+        the largest weight fraction first, its ``formula``, ``crystal_system``, ``space_group``, ``symbol``, ``cell``
+        (Å, degrees) and the publication its ``structure`` is from. Diffuse scattering: ``cell``, ``laue``, and ``truth``,
+        the content of the JSON file beside the data: the ``atoms`` [element, x, y, z] of one variant of the site
+        (Cartesian, Å), ``b_iso``, ``scale``, and ``alpha``, rows [u, v, w, α] of one of each ±R.
 
     Raises
     ------
@@ -52,21 +61,24 @@ def example_facts(name: str) -> dict[str, Any]:
     if name not in _manifest():
         raise DataError(f"name is {name!r}, which is no sample; expected one of {', '.join(examples())}.")
     # a copy through JSON: callers may change what they get
-    return json.loads(json.dumps(_manifest()[name]))
+    facts = json.loads(json.dumps(_manifest()[name]))
+    if "truth" in facts:
+        facts["truth"] = json.loads((_folder() / facts["truth"]).read_text(encoding="utf-8"))
+    return facts
 
 
-def load_example(name: str) -> PowderPattern:
-    """Read a sample scan.
+def load_example(name: str) -> PowderPattern | DiffuseVolume:
+    """Read a sample scan, plane or volume.
 
     Parameters
     ----------
     name : str
-        Such as ``"powder/quartz"``; see `examples`.
+        Such as ``"powder/quartz"`` or ``"diffuse/hk0_poisson"``; see `examples`.
 
     Returns
     -------
-    PowderPattern
-        A full scan with background and counting noise.
+    PowderPattern or DiffuseVolume
+        A full scan with background and counting noise, or counts of diffuse scattering with unmeasured regions.
 
     Raises
     ------
@@ -74,6 +86,10 @@ def load_example(name: str) -> PowderPattern:
         No sample has that name; the message lists the names.
     """
     file = example_facts(name)["file"]
+    if file.startswith("diffuse/"):
+        from crystaldl.diffuse.volume import DiffuseVolume
+
+        return DiffuseVolume.from_file(_folder() / file)
     from crystaldl.powder.pattern import PowderPattern
 
     return PowderPattern.from_file(_folder() / file)

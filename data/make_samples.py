@@ -1,4 +1,4 @@
-"""Make the sample powder scans of this folder: ``python data/make_samples.py [--out FOLDER]``.
+"""Make the samples of this folder, powder scans and diffuse scattering: ``python data/make_samples.py [--out FOLDER]``.
 
 Textbook structures, typed in below from the publication named with each, are turned into laboratory scans with the
 structure factors of `crystaldl.physics`: Kα doublet, Voigt lines that widen along the axis, texture, specimen
@@ -6,7 +6,9 @@ displacement, air scatter, an amorphous hump and counting statistics. Every file
 a second run writes the same bytes; ``MANIFEST.json`` holds digests and truths.
 
 The lines are drawn here, on the scan's own axis, rather than by the training simulator: its random stream may change
-with every improvement, and these files must not.
+with every improvement, and these files must not. For the same reason diffuse scattering is summed here,
+``I = c (1 - c) |F_A - F_B|² S``: two orientations of a molecule on one site, and short-range order S = C / (1 + βJ)
+(Krivoglaz-Clapp-Moss), which is positive. Their cells are made up; bond lengths are those of textbooks.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gemmi
+import h5py
 import numpy as np
 from scipy.special import voigt_profile
 from scipy.stats import poisson
 
 from crystaldl.physics.reflections import lorentz_polarisation, march_dollase, powder_lines
+from crystaldl.physics.scattering import scattering_factor
 from crystaldl.physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, operations, symbols
 from crystaldl.physics.wavelengths import LINES
 
@@ -119,6 +123,42 @@ SCANS = (
     Scan("rutile_with_corundum.xy", "Rutile with 40 % corundum", {"rutile": 0.6, "corundum": 0.4}),
     Scan("quartz_mo.xye", "Quartz SiO2, Mo Kα", {"quartz": 1.0}, anode="Mo", range=(3.0, 50.0, 0.01), fwhm=0.05,
          peak_counts=15000),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Diffuse:
+    """A plane or a volume of diffuse scattering; on every site a molecule or its inverted copy, at equal shares.
+
+    ``shape`` counts the pixels along h, k, l, which run from -limit to limit; an interaction is reduced, 4 c (1 - c) J / kT.
+    """
+
+    file: str
+    title: str
+    cell: tuple
+    shape: tuple
+    limits: tuple
+    atoms: tuple  # (element, x, y, z) in Å from the centre of the site
+    interactions: dict  # one lattice vector of each ±R: βJ
+    laue: str
+    peak_counts: float = 1000.0
+    b_iso: float = 2.0
+
+
+def para_ring(tilt: float) -> tuple:
+    """1-bromo-4-chlorobenzene in the xy plane, its long axis ``tilt`` degrees from x; C-C 1.39, C-Br 1.90, C-Cl 1.74 Å."""
+    polar = [("C", 1.39, 60.0 * k) for k in range(6)] + [("H", 2.48, 60.0 * k) for k in (1, 2, 4, 5)]
+    polar += [("Br", 3.29, 0.0), ("Cl", 3.13, 180.0)]
+    angle = lambda a: np.radians(a + tilt)  # noqa: E731
+    return tuple((e, round(r * np.cos(angle(a)), 4), round(r * np.sin(angle(a)), 4), 0.0) for e, r, a in polar)
+
+
+DIFFUSE = (
+    Diffuse("hk0_poisson.h5", "Head-to-tail disorder of 1-bromo-4-chlorobenzene, hk0", (8.2, 6.0, 3.9, 90, 90, 90), (256, 256, 1),
+            (8.0, 6.0, 0.0), para_ring(24.0), {(1, 0, 0): 0.16, (0, 1, 0): -0.2, (1, 1, 0): 0.07, (1, -1, 0): -0.09}, "2/m"),
+    Diffuse("rods.h5", "Head-to-tail disorder of cyanogen bromide", (5.8, 5.8, 6.4, 90, 90, 90), (61, 61, 61), (3.0, 3.0, 3.0),
+            (("Br", 0.0, 0.0, 1.59), ("C", 0.0, 0.0, -0.20), ("N", 0.0, 0.0, -1.36)),
+            {(1, 0, 0): -0.1, (0, 1, 0): -0.1, (0, 0, 1): 0.16, (1, 1, 0): 0.05, (1, -1, 0): 0.05}, "4/mmm", peak_counts=500.0),
 )  # fmt: skip
 
 
@@ -226,14 +266,92 @@ def entry(scan: Scan, content: bytes) -> dict:
     }  # fmt: skip
 
 
+def short_range_order(sample: Diffuse, hkl: list) -> tuple[np.ndarray, list]:
+    """S on the pixels, and the Warren-Cowley parameters [u, v, w, α] of one of each ±R, |α| from 1e-4, nearest first.
+
+    Orthogonal cells only. The parameters of S = C / (1 + βJ) are its Fourier coefficients on 64 points an axis.
+    """
+    ndim = 3 if sample.shape[2] > 1 else 2
+    points = [np.arange(64) / 64.0] * ndim + [np.zeros(1)] * (3 - ndim)
+    zone = np.meshgrid(*points, indexing="ij", sparse=True)
+    denominator = lambda at: 1.0 + sum(  # noqa: E731
+        2.0 * b * np.cos(2 * np.pi * sum(n * x for n, x in zip(r, at, strict=True))) for r, b in sample.interactions.items()
+    )
+    correlation = np.fft.ifftn(1.0 / denominator(zone)).real
+    alpha = correlation / correlation.flat[0]
+    found = []
+    for index in np.argwhere(np.abs(alpha) >= 1e-4):
+        vector = tuple(int(n) - 64 * (int(n) > 32) for n in index)
+        if vector > (0, 0, 0):
+            found.append([*vector, round(float(alpha[tuple(index)]), 6)])
+    length = lambda row: (round(sum((n * a) ** 2 for n, a in zip(row[:3], sample.cell, strict=False)), 6), row)  # noqa: E731
+    return 1.0 / denominator(hkl) / correlation.flat[0], sorted(found, key=length)
+
+
+def difference_factor(sample: Diffuse, q: list) -> np.ndarray:
+    """c (1 - c) |F_A - F_B|² with c = 1/2 at Q = (x, y, z) in Å⁻¹, 2π inside; B is A inverted in the centre of the site."""
+    s2 = sum(x**2 for x in q) / (16 * np.pi**2)
+    odd = sum(
+        scattering_factor(gemmi.Element(e).atomic_number, s2) * np.sin(sum(x * r for x, r in zip(q, xyz, strict=True)))
+        for e, *xyz in sample.atoms
+    )
+    return odd**2 * np.exp(-2 * sample.b_iso * s2)
+
+
+def not_measured(sample: Diffuse, q: list) -> np.ndarray:
+    """Beam stop, the end of the detector, its gaps, and the blind cone (in a plane, a sector of it)."""
+    length = np.sqrt(sum(x**2 for x in q))
+    blind = np.abs(q[1]) < 0.12 * np.abs(q[0]) - 0.2 if sample.shape[2] == 1 else np.hypot(q[0], q[1]) < 0.25 * np.abs(q[2]) - 0.1
+    gaps = sum(np.abs(length - at + 0.08 * q[0]) < 0.03 for at in (2.2, 4.4))
+    edge = 1.06 * 2 * np.pi * max(n / a for n, a in zip(sample.limits, sample.cell, strict=False))
+    return (length < 0.3) | (length > edge) | (gaps > 0) | blind
+
+
+def write_diffuse(sample: Diffuse, number: int, folder: Path) -> dict:
+    """Write counts (HDF5, layout of Yell 1.0, NaN where not measured) and truth (JSON); returns the manifest's entry."""
+    axes = [np.linspace(-top, top, n) for top, n in zip(sample.limits, sample.shape, strict=True)]
+    hkl = np.meshgrid(*axes, indexing="ij", sparse=True)
+    q = [2 * np.pi * x / a for x, a in zip(hkl, sample.cell, strict=False)]
+    order, alpha = short_range_order(sample, hkl)
+    ideal = difference_factor(sample, q) * order
+    scale = sample.peak_counts / ideal.max()
+    uniform = np.random.default_rng([SEED, 1000 + number]).random(ideal.shape)
+    data = np.where(not_measured(sample, q), np.nan, poisson.ppf(uniform, scale * ideal)).astype(np.float32)
+    with h5py.File(folder / sample.file, "w") as file:
+        file.attrs["format"] = "Yell 1.0"
+        file["format"] = np.bytes_("Yell 1.0")
+        file["data"] = data
+        file["lower_limits"] = np.array([axis[0] for axis in axes])
+        file["step_sizes"] = np.array([axis[1] - axis[0] if axis.size > 1 else 1.0 for axis in axes])
+        file["unit_cell"] = np.array(sample.cell, dtype=float)
+        file["is_direct"] = False
+        file["radiation"], file["title"] = np.bytes_("xray"), np.bytes_(sample.title)
+    truth = {
+        "title": sample.title, "cell": list(sample.cell), "laue": sample.laue, "atoms": [list(a) for a in sample.atoms],
+        "other_variant": "inverted in the centre of the site", "concentration": 0.5, "b_iso": sample.b_iso,
+        "scale": float(f"{scale:.9g}"), "interactions": [[*r, b] for r, b in sample.interactions.items()], "alpha": alpha,
+    }  # fmt: skip
+    beside = (folder / sample.file).with_suffix(".json")
+    beside.write_bytes((json.dumps(truth, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    return {
+        "file": f"diffuse/{sample.file}", "sha256": hashlib.sha256((folder / sample.file).read_bytes()).hexdigest(),
+        "title": sample.title, "radiation": "xray", "truth": f"diffuse/{beside.name}", "cell": list(sample.cell),
+        "laue": sample.laue, "licence": LICENCE,
+        "made": "simulated by make_samples.py: two orientations, short-range order, counting noise, unmeasured regions",
+    }  # fmt: skip
+
+
 def write(folder: Path) -> dict:
     """Write all files and the manifest into a folder; returns the manifest."""
-    (folder / "powder").mkdir(parents=True, exist_ok=True)
+    for name in ("powder", "diffuse"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     samples = {}
     for number, scan in enumerate(SCANS):
         content = text(scan, *counts(scan, number)).encode("utf-8")
         (folder / "powder" / scan.file).write_bytes(content)
         samples["powder/" + scan.file.split(".")[0]] = entry(scan, content)
+    for number, sample in enumerate(DIFFUSE):
+        samples["diffuse/" + sample.file.split(".")[0]] = write_diffuse(sample, number, folder / "diffuse")
     manifest = {"licence": LICENCE, "seed": SEED, "samples": samples}
     content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (folder / "MANIFEST.json").write_bytes(content.encode("utf-8"))

@@ -12,6 +12,7 @@ import pytest
 
 import crystaldl
 from crystaldl import cli
+from crystaldl.commands import common
 from crystaldl.models.registry import registry
 
 SHIPPED = bool(registry())
@@ -84,7 +85,7 @@ def test_models_table(capsys, tmp_path, monkeypatch):
 
 
 def test_json_is_strict(capsys):
-    cli._write_json({"a": (np.float32("nan"), np.arange(2)), "b": float("inf"), "c": "x"})
+    common.write_json({"a": (np.float32("nan"), np.arange(2)), "b": float("inf"), "c": "x"})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [None, [0, 1]], "b": None, "c": "x"}
 
 

@@ -20,7 +20,8 @@ from crystaldl.errors import DataError, UnknownModelError
 from crystaldl.models import registry
 
 ROOT = Path(__file__).parents[1]
-NAMES = examples.examples()
+NAMES = examples.examples("powder")
+DIFFUSE = examples.examples("diffuse")
 SHIPPED = bool(registry.available("powder"))
 needs_model = pytest.mark.skipif(not SHIPPED, reason="no trained powder model ships yet")
 
@@ -63,7 +64,7 @@ def test_no_file_is_without_an_entry_and_all_are_small():
 def test_samples_are_made_again_byte_for_byte(make_samples, tmp_path):
     manifest = make_samples.write(tmp_path)
     assert (tmp_path / "MANIFEST.json").read_bytes() == (examples._folder() / "MANIFEST.json").read_bytes()
-    for name in NAMES:
+    for name in [*NAMES, *DIFFUSE]:
         content = (tmp_path / manifest["samples"][name]["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == examples.example_facts(name)["sha256"]
 
@@ -181,4 +182,4 @@ def test_readme_is_finished():
 
 def test_manifest_is_plain_json():
     manifest = json.loads((examples._folder() / "MANIFEST.json").read_text(encoding="utf-8"))
-    assert list(manifest["samples"]) == NAMES
+    assert list(manifest["samples"]) == [*NAMES, *DIFFUSE]

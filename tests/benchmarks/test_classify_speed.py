@@ -21,7 +21,7 @@ METHODS = ["network", "npcnn", "auto"] if available("powder") else []
 def patterns():
     """Samples with fresh counting noise, so that no two are alike."""
     rng = np.random.default_rng(0)
-    samples = [load_example(name) for name in examples()]
+    samples = [load_example(name) for name in examples("powder")]
     chosen = (samples[i % len(samples)] for i in range(COUNT))
     return [cdl.PowderPattern(p.two_theta, rng.poisson(p.intensity), p.radiation) for p in chosen]
 

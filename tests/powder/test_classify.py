@@ -23,7 +23,7 @@ NPCNN = sorted(name for name in MODELS if "npcnn" in name)
 needs_model = pytest.mark.skipif(not MODELS, reason="no trained powder model ships yet")
 needs_npcnn = pytest.mark.skipif(not NPCNN, reason="no trained NPCNN ships yet")
 
-SINGLE = [name for name in examples() if len(example_facts(name)["phases"]) == 1]
+SINGLE = [name for name in examples("powder") if len(example_facts(name)["phases"]) == 1]
 # textbook patterns whose crystal system nobody should miss
 EASY = ("powder/halite", "powder/silicon", "powder/rutile", "powder/corundum")
 
@@ -43,7 +43,7 @@ def distance(a, b) -> float:
 
 @pytest.fixture(scope="module")
 def patterns():
-    return [load_example(name) for name in examples()]
+    return [load_example(name) for name in examples("powder")]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The subcommands of ``crystaldl``, a module for each wing."""

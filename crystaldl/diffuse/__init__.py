@@ -1,0 +1,1 @@
+"""Single-crystal diffuse scattering: the volume, its separation and the short-range order behind it."""

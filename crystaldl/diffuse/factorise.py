@@ -1,0 +1,302 @@
+"""`factorise`: choose what the physics leaves open — support, noise, background, Bragg residues, lattice — and refine.
+
+The refinement itself (model, priors, normal equations) is in `gauss_newton`. Here a plane or a volume is turned into such a
+problem, and what is not known is chosen by the evidence (log marginal likelihood): the radius of the support of the
+Patterson function on a ladder of growing radii, and whether S, log S or 1/S is the short cosine series. 1/S is the
+Ornstein-Zernike (mean-field) form: the direct correlation function is short-ranged even where the order is sharp
+(Krivoglaz, Theory of X-ray and thermal-neutron scattering by real crystals, 1969; Clapp & Moss, Phys. Rev. 142, 418, 1966).
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .gauss_newton import Basis, Factors, Problem, Settings, State, refine
+from .geometry import PlaneLattice
+from .unknowns import Arrays, arrays_of, build, corner_spread, default_reach, envelope_of, largest_support
+
+FIRST_SUPPORT = 0.8             # cells
+LARGER = 1.3                    # step of the support
+SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
+SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
+BRAGG_SCATTER = 0.5             # relative scatter over equivalent points that diffuse scattering does not have
+BRAGG_REACH = 8.0               # pixels around a node in which Bragg scattering is looked for
+
+
+@dataclass(frozen=True)
+class FactoriseOptions:
+    """Choices of :func:`factorise`; every default lets the data decide.
+
+    Attributes
+    ----------
+    support : float, optional
+        Longest vector between atoms of the two variants, Å; chosen by the evidence when left out.
+    support_vectors : (n, 3) array_like, optional
+        Cartesian interatomic vectors, Å: only their neighbourhoods belong to the support (structure known).
+    reach : float, optional
+        Longest lattice vector with an order parameter, Å; by default what fits some 200 parameters.
+    links : tuple of str
+        Of ``"reciprocal"``, ``"log"``, ``"linear"``: which forms of S compete.
+    background : int
+        Number of radial functions of a smooth background; 0 for none.
+    bragg : float, str or None
+        Radius in pixels to leave out around reciprocal-lattice nodes; ``"auto"`` looks whether there is anything to leave
+        out; None leaves nothing out.
+    robust, polish : bool
+        Down-weight outliers; refine the cell (the repeat of S) with the rest.
+    centring : str
+        Centring of the lattice on which the order repeats.
+    holdout : float
+        Fraction of the pixels, in blocks of 4 an edge, that R_free is computed on; the final answer uses them too.
+    seed : int
+        Of the choice of those blocks.
+    """
+
+    support: float | None = None
+    support_vectors: Any = None
+    reach: float | None = None
+    links: tuple[str, ...] = ("reciprocal", "linear")
+    background: int = 8
+    bragg: float | str | None = "auto"
+    robust: bool = True
+    polish: bool = True
+    centring: str = "P"
+    holdout: float = 0.03
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("support", "reach"):
+            value = getattr(self, name)
+            if value is not None and not (np.isscalar(value) and value > 0):
+                raise DataError(f"{name} is {value!r}, expected a length in Å above 0.")
+        unknown = set(self.links) - {"reciprocal", "log", "linear"}
+        if not self.links or unknown:
+            raise DataError(f"links is {self.links!r}, expected some of 'reciprocal', 'log', 'linear'.")
+        if isinstance(self.bragg, str) and self.bragg != "auto":
+            raise DataError(f"bragg is {self.bragg!r}, expected 'auto', None or a radius in pixels.")
+        if not 0.0 <= self.holdout <= 0.3:
+            raise DataError(f"holdout is {self.holdout!r}, expected a fraction from 0 to 0.3.")
+
+
+@dataclass(frozen=True, eq=False)
+class Factorisation:
+    """Outcome of :func:`factorise`: the refined factors and what was chosen on the way."""
+
+    factors: Factors
+    problem: Problem
+    lattice: PlaneLattice
+    support: float
+    reach: float
+    link: str
+    bragg_radius: float
+    used: Tensor                    # bool, pixels that took part
+    r_free: float
+    start_lattice: Tensor           # to_lattice of the Fourier sums before the cell was refined
+    denominators: tuple[int, ...]   # order frequencies are integers over these
+    centring: str
+    evidence: dict[str, float] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------- the search
+
+
+class Fit:
+    """Refinements of one set of arrays with different supports and links."""
+
+    def __init__(self, arrays: Arrays, options: FactoriseOptions, reach: float) -> None:
+        self.arrays, self.options, self.reach = arrays, options, reach
+        self.modes = _lattice_modes(arrays)
+
+    def problem(self, valid: Tensor, support: float, link: str, *, polish: bool, iterations: int = 40,
+                tolerance: float = 3e-4) -> tuple[Problem, State]:
+        envelope = envelope_of(self.arrays, valid)
+        basis, start = build(self.arrays, support, self.reach, self.options, envelope)
+        settings = Settings(iterations=iterations, robust=self.options.robust, polish=polish, tolerance=tolerance, link=link)
+        return Problem(self.arrays.intensity, valid, basis, settings, self.arrays.sigma, self.modes), start
+
+    def solve(self, valid: Tensor, support: float, link: str, start: State | None = None, **limits) -> Factors:
+        """Refine from scratch, S = 1 and large noise, or from a state of the same basis."""
+        problem, scratch = self.problem(valid, support, link, polish=self.options.polish, **limits)
+        return refine(problem, scratch if start is None else start)
+
+    def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
+        """Form of S and support of the largest evidence.
+
+        The links start from scratch on a support a little shorter than the cell: molecules fit into their cells, and a
+        wider one would let D take periodic modulations from S at the start. Once S is known the support may grow.
+        """
+        given, most = self.options.support, largest_support(self.arrays)
+        support = min(given or FIRST_SUPPORT * self.arrays.cell, most)
+        found = {link: self.solve(valid, support, link, tolerance=SEARCH_TOLERANCE) for link in self.options.links}
+        evidence = {link: factors.evidence for link, factors in found.items()}
+        link = max(evidence, key=evidence.get)
+        best = found[link]
+        while given is None and support * LARGER <= most:
+            problem, start = self.problem(valid, support * LARGER, link, polish=self.options.polish, iterations=12,
+                                          tolerance=SEARCH_TOLERANCE)
+            basis, _ = build(self.arrays, support, self.reach, self.options, best.fields.factor)
+            trial = refine(problem, _carried(start, best.state, problem.basis, basis))
+            if trial.evidence < best.evidence + SUPPORT_GAIN:
+                break
+            support, best = support * LARGER, trial
+        return support, link, best, evidence
+
+
+def _carried(start: State, old: State, basis: Basis, before: Basis) -> State:
+    """The larger support begun from the solution of the smaller one."""
+    where = {tuple(v): i for i, v in enumerate(torch.cat([before.patterson, before.patterson_sine[:, None]], 1).tolist())}
+    rows = torch.cat([basis.patterson, basis.patterson_sine[:, None]], 1).tolist()
+    place = torch.tensor([where.get(tuple(v), -1) for v in rows], device=old.p.device)
+    p = torch.where(place >= 0, old.p[place.clamp(min=0)], torch.zeros_like(start.p))
+    variance = start.p_variance.clone()
+    n = min(len(variance), len(old.p_variance))
+    variance[:n] = old.p_variance[:n]
+    variance[n:] = old.p_variance.median()
+    # a small support explains little and may have talked the order down
+    return replace(old, p=p, p_variance=variance, alpha_variance=torch.maximum(old.alpha_variance, start.alpha_variance))
+
+
+def _lattice_modes(arrays: Arrays) -> tuple[Tensor, ...]:
+    """Small changes of the cell that keep lattice rows on the pixel axes; all changes where they are not on them."""
+    ndim, device = arrays.grid.ndim, arrays.intensity.device
+    pairs = [(i, i) for i in range(ndim)]
+    if not arrays.grid.aligned:
+        pairs = [(i, j) for i in range(ndim) for j in range(ndim)]
+    modes = []
+    for i, j in pairs:
+        mode = torch.zeros(ndim, ndim, dtype=torch.float64, device=device)
+        mode[i, j] = 1.0
+        modes.append(mode)
+    return tuple(modes)
+
+
+def bragg_radius(volume, lattice: PlaneLattice, reach: float) -> float:
+    """Radius in pixels of Bragg scattering around the nodes; 0 where there is none.
+
+    Diffuse scattering is D times something periodic, and D is smooth: the intensity at a given distance from a node, over
+    that in a reference ring further out, is nearly the same for all nodes. Bragg intensities differ from node to node by
+    orders of magnitude. Rings in which the robust relative scatter of that ratio is wide are Bragg scattering.
+    """
+    steps = np.array([float(axis[1] - axis[0]) for axis in volume.axes])
+    distance = lattice.distance_to_node(volume.axes, steps)
+    x = np.stack(np.meshgrid(*volume.axes, indexing="ij"), -1) - lattice.shift
+    node = np.round(x @ lattice.dual.T).astype(int)
+    near = (distance < reach + 2.0) & volume.mask
+    _, label = np.unique(node[near], axis=0, return_inverse=True)
+    label, distance, value = label.ravel(), distance[near], volume.data[near]
+    count = int(label.max()) + 1 if len(label) else 0
+    outer = _ring_means(label, value, (distance >= reach) & (distance < reach + 2.0), count)
+    usable = np.isfinite(outer) & (outer > 0.3 * np.nanmedian(outer)) & (outer > 0)
+    around = (distance >= reach) & (distance < reach + 2.0)
+    square = _ring_means(label, value * value, around, count)
+    with np.errstate(invalid="ignore"):
+        noise = np.nanmedian(np.sqrt(np.maximum(square - outer**2, 0.0))[usable] / outer[usable]) if usable.any() else 0.0
+    radius = 0.0
+    for low in np.arange(0.0, reach, 0.75):
+        ring = (distance >= low) & (distance < low + 0.75)
+        inner = _ring_means(label, value, ring, count)
+        both = usable & np.isfinite(inner)
+        if both.sum() < 8:
+            continue
+        ratio = inner[both] / outer[both]
+        centre = np.median(ratio)
+        pixels = max(ring.sum() / max(count, 1), 1.0)
+        expected = math.hypot(BRAGG_SCATTER, 2.0 * noise / math.sqrt(pixels * max(centre, 0.1)))
+        if centre > 0.5 and 1.4826 * np.median(np.abs(ratio - centre)) > expected * centre:
+            radius = low + 0.75
+    return radius + 0.5 if radius else 0.0
+
+
+def _ring_means(label: np.ndarray, value: np.ndarray, inside: np.ndarray, count: int) -> np.ndarray:
+    total = np.bincount(label[inside], value[inside], count)
+    number = np.bincount(label[inside], minlength=count)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(number > 0, total / number, np.nan)
+
+
+def _node_spacing(lattice: PlaneLattice, steps: np.ndarray) -> float:
+    """Shortest distance between nodes of the plane, pixels."""
+    return float(np.linalg.norm(lattice.nodes / steps, axis=1).min())
+
+
+def _held_out(valid: Tensor, options: FactoriseOptions, block: int = 4) -> Tensor:
+    """Random blocks of pixels that the choice of the link does not see, bool."""
+    if options.holdout == 0.0:
+        return torch.zeros_like(valid)
+    coarse = [-(-n // block) for n in valid.shape]
+    chosen = np.random.default_rng(options.seed).random(coarse) < options.holdout
+    for axis in range(valid.ndim):
+        chosen = chosen.repeat(block, axis=axis)
+    held = torch.as_tensor(chosen[tuple(slice(0, n) for n in valid.shape)].copy(), device=valid.device)
+    return held & valid
+
+
+def r_factor(measured: Tensor, model: Tensor, where: Tensor) -> float:
+    """``Σ |I − model| / Σ |I|`` over the pixels ``where``; NaN where there are none."""
+    total = float(measured[where].abs().sum())
+    return float((measured - model)[where].abs().sum()) / total if total > 0 else math.nan
+
+
+def _check_enough(arrays: Arrays) -> None:
+    axes = [a.cpu().numpy() for a in arrays.grid.axes]
+    spread = [float(np.ptp(c)) for c in corner_spread(axes, arrays.grid.to_lattice.cpu().numpy())]
+    zones = np.abs(np.linalg.inv(arrays.dual)).max(0)
+    if any(s < z * 0.999 for s, z in zip(spread, zones, strict=True)):
+        raise DataError(f"the data span {min(spread):.2g} of a reciprocal cell, expected at least one whole zone along every axis.")
+    measured = int(arrays.valid.sum())
+    if measured < 200:
+        raise DataError(f"only {measured} pixels are measured, expected at least 200.")
+    if float(arrays.intensity[arrays.valid].mean()) <= 0:
+        raise DataError("data has a mean of zero or less, expected positive diffuse intensity.")
+
+
+def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = FactoriseOptions(), *,
+              device: torch.device | str = "cpu", report: Callable[[str], None] = lambda text: None) -> Factorisation:
+    """Separate one plane or volume into D, S and background.
+
+    Parameters
+    ----------
+    volume : DiffuseVolume
+    lattice : PlaneLattice
+        From `geometry.plane_lattice`, or `geometry.pixel_lattice` where the scale is not known.
+    options : FactoriseOptions
+    device : torch.device
+        float64 is needed: CPU or CUDA.
+    report : callable
+        Told what is being done, in a word.
+
+    Returns
+    -------
+    Factorisation
+
+    Raises
+    ------
+    DataError
+        Less than one zone, fewer than 200 measured pixels, no positive intensity.
+    """
+    arrays = arrays_of(volume, lattice, torch.device(device))
+    _check_enough(arrays)
+    fit = Fit(arrays, options, options.reach or default_reach(arrays))
+    steps = np.array([float(axis[1] - axis[0]) for axis in volume.axes])
+    clear, radius = arrays.valid, 0.0
+    if lattice.has_nodes and options.bragg is not None:
+        keep = min(BRAGG_REACH, 0.28 * _node_spacing(lattice, steps))
+        radius = bragg_radius(volume, lattice, keep) if options.bragg == "auto" else float(options.bragg)
+        distance = torch.as_tensor(lattice.distance_to_node(volume.axes, steps), device=arrays.valid.device)
+        clear = arrays.valid & (distance > radius) if radius else arrays.valid
+    report("search")
+    held = _held_out(clear, options)
+    support, link, found, evidence = fit.search(clear & ~held)
+    report("refinement")
+    problem, _ = fit.problem(clear, support, link, polish=options.polish, iterations=12)
+    final = refine(problem, found.state)
+    free = r_factor(arrays.intensity, found.fields.model, held)
+    return Factorisation(final, problem, lattice, support, fit.reach, link, radius, clear, free, arrays.grid.to_lattice,
+                         arrays.denominators, options.centring, evidence)

@@ -1,0 +1,217 @@
+"""`find_lattice`: the repeat of the order in a plane whose lattice is not known.
+
+The order makes the intensity repeat; the form factor makes it fade. The Fourier transform of the intensity over its
+smooth envelope (a two-dimensional ΔPDF in units of 1/pixel) therefore has peaks at the lattice vectors, on top of the
+short interatomic vectors. Pairs of strong peaks are candidate cells; the best, with the cells that have half their
+vectors, go through a coarse factorisation each, and the largest evidence wins.
+"""
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter, maximum_filter
+
+from ..errors import DataError
+from .factorise import FIRST_SUPPORT, Fit
+from .geometry import PlaneLattice, pixel_lattice, reduce_basis
+from .unknowns import arrays_of, default_reach, largest_support
+
+PEAKS = 24                      # strongest peaks that may be lattice vectors
+SEEDS = 4                       # best cells of two peaks, which are tried with all their centrings
+SHORTEST = 3.0                  # repeats an extent: a cell must repeat at least so often along its rows
+CLOSEST = 7.0                   # pixels between nodes, at least
+CENTRED = 0.6                   # of the typical difference of opposite pixels: what the centre must stay below
+GAIN = 0.03                     # log evidence a pixel that a later, less likely cell must win
+SNAP = 0.6                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
+
+
+def find_centre(volume, reach: float = 6.0) -> np.ndarray | None:
+    """Centre of inversion of a plane in axis coordinates, to half a pixel; None where the plane has none.
+
+    Friedel's law makes a plane through the origin even. All half-pixel centres within ``reach`` of the coordinate origin are
+    compared by the mean difference of opposite pixels; the best must be far better than the rest.
+    """
+    data, mask = np.where(volume.mask, volume.data, 0.0), np.array(volume.mask)
+    middle = [int(round(-2 * float(axis[0] / (axis[1] - axis[0])))) for axis in volume.axes]
+    reach = int(2 * reach)
+    found = []
+    for shift in itertools.product(range(-reach, reach + 1), repeat=2):
+        take = [m + s - np.arange(n) for m, s, n in zip(middle, shift, data.shape, strict=True)]
+        inside = [(t >= 0) & (t < n) for t, n in zip(take, data.shape, strict=True)]
+        here, there = np.ix_(*inside), np.ix_(*(t[i] for t, i in zip(take, inside, strict=True)))
+        both = mask[here] & mask[there]
+        total = data[here][both].sum()
+        if both.sum() > 0.1 * mask.sum() and total > 0:
+            found.append((np.abs(data[here] - data[there])[both].sum() / total, shift))
+    if not found:
+        return None
+    found.sort()
+    if found[0][0] > CENTRED * np.median([value for value, _ in found]):
+        return None
+    steps = np.array([float(axis[1] - axis[0]) for axis in volume.axes])
+    start = np.array([float(axis[0]) for axis in volume.axes])
+    return start + 0.5 * (np.array(middle) + np.array(found[0][1])) * steps
+
+
+def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: torch.device | str = "cpu") -> np.ndarray:
+    """Primitive reciprocal-lattice vectors of a plane, in pixels.
+
+    Parameters
+    ----------
+    volume : DiffuseVolume
+        From `DiffuseVolume.from_pixels`; the beam centre is the origin.
+    options : FactoriseOptions
+    centre : (2,) ndarray, optional
+        From `find_centre`.
+    device : torch.device
+
+    Returns
+    -------
+    (2, 2) ndarray
+        Rows: nodes of the plane relative to the origin, in axis coordinates (pixels).
+
+    Raises
+    ------
+    DataError
+        No repeat stands out.
+    """
+    flat, _ = flattened(volume)
+    transform = _transform(flat, volume.axes)
+    cells = _cells(_peaks(*transform), volume.shape)
+    if not cells:
+        raise DataError("no repeat stands out in the plane, so its lattice cannot be found; expected the lattice to be given.")
+    cells.sort(key=lambda dual: -_score(transform, dual))
+    tried: list[np.ndarray] = []
+    for cell in cells[:SEEDS]:
+        for other in _relatives(cell, volume.shape):
+            if not any(_same(other, known, volume.shape) for known in tried):
+                tried.append(other)
+    coarse = volume.rebin(2) if min(volume.shape) >= 160 else volume
+    gain = GAIN * float(coarse.mask.sum())
+    best = None
+    for nodes in tried:
+        found = _fit(coarse, pixel_lattice(nodes, centre), options, device)
+        if best is None or found[0] > best[0] + gain:
+            best = found
+    return best[1]
+
+
+def _relatives(dual: np.ndarray, shape) -> list[np.ndarray]:
+    """The cell and those with half its vectors, as nodes in pixels; rows are laid on pixel axes where they nearly are."""
+    a, b = dual
+    out = []
+    for rows in ((a, b), ((a + b) / 2, (a - b) / 2), (a / 2, b), (a, b / 2), (a / 2, b / 2)):
+        rows = reduce_basis(_combinations(np.array(rows)), np.eye(2))
+        nodes = np.linalg.inv(rows).T
+        stray = np.abs(nodes - np.diag(np.diag(nodes))) / np.abs(np.diag(nodes))[:, None] * np.array(shape)
+        if np.all(stray < SNAP * 8):
+            nodes = np.diag(np.abs(np.diag(nodes)))
+        nodes = reduce_basis(_combinations(nodes), np.eye(2))
+        length = np.linalg.norm(nodes, axis=1)
+        if length.min() >= CLOSEST and length.max() * SHORTEST <= max(shape):
+            out.append(nodes)
+    return out
+
+
+def _same(a: np.ndarray, b: np.ndarray, shape) -> bool:
+    u = a @ np.linalg.inv(b)
+    repeats = max(shape) / np.linalg.norm(b, axis=1).min()
+    return bool(np.all(np.abs(u - np.round(u)) < 0.25 / repeats) and abs(abs(np.linalg.det(np.round(u))) - 1) < 1e-6)
+
+
+def _fit(volume, lattice: PlaneLattice, options, device) -> tuple[float, np.ndarray]:
+    """Evidence of a coarse factorisation with these nodes, and the nodes as refined."""
+    arrays = arrays_of(volume, lattice, torch.device(device))
+    quick = replace(options, links=("reciprocal",), background=0, polish=True)
+    fit = Fit(arrays, quick, min(default_reach(arrays), 4.5 * arrays.cell))
+    found = fit.solve(arrays.valid, min(FIRST_SUPPORT * arrays.cell, 0.7 * largest_support(arrays)), "reciprocal",
+                      iterations=10, tolerance=5e-3)
+    start, end = arrays.grid.to_lattice.cpu().numpy(), found.state.grid.to_lattice.cpu().numpy()
+    return found.evidence, lattice.nodes @ start @ np.linalg.inv(end)
+
+
+def _combinations(nodes: np.ndarray) -> np.ndarray:
+    grid = np.array([n for n in itertools.product(range(-3, 4), repeat=2) if any(n)])
+    return grid @ nodes
+
+
+def flattened(volume) -> tuple[np.ndarray, np.ndarray]:
+    """Intensity over its smooth envelope, minus 1; 0 where not measured."""
+    mask = np.array(volume.mask)
+    data = np.where(mask, volume.data, 0.0)
+    cap = np.percentile(data[mask], 99.5)
+    data = np.minimum(data, cap)
+    width = 0.08 * min(volume.shape)
+    covered = gaussian_filter(mask.astype(float), width, mode="constant")
+    smooth = gaussian_filter(data, width, mode="constant") / np.maximum(covered, 1e-3)
+    floor = 0.05 * np.percentile(smooth[mask], 90)
+    flat = np.where(mask, data / np.maximum(smooth, floor) - 1.0, 0.0)
+    flat[mask] -= flat[mask].mean()
+    return flat, mask
+
+
+def _transform(flat: np.ndarray, axes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Real part of the windowed, fourfold padded transform and the frequencies of its axes, cycles a pixel."""
+    n, m = flat.shape
+    window = np.outer(np.hanning(n + 2)[1:-1], np.hanning(m + 2)[1:-1])
+    sizes = (4 * n, 4 * m)
+    spectrum = np.fft.fft2(flat * window, s=sizes)
+    f0, f1 = np.fft.fftfreq(sizes[0]), np.fft.fftfreq(sizes[1])
+    # coordinates start at axes[i][0], so that an even pattern is real
+    phase = np.exp(-2j * np.pi * (f0[:, None] * axes[0][0] + f1[None] * axes[1][0]))
+    real = np.fft.fftshift((spectrum * phase).real) / window.sum()
+    return real, np.fft.fftshift(f0), np.fft.fftshift(f1)
+
+
+def _peaks(real: np.ndarray, f0: np.ndarray, f1: np.ndarray) -> np.ndarray:
+    """Frequencies of the strongest maxima of |transform| in a half plane, (n, 2)."""
+    size = np.abs(real)
+    top = (maximum_filter(size, 9) == size) & (np.hypot(f0[:, None], f1[None]) > SHORTEST / min(real.shape) * 4)
+    top &= (f0[:, None] > 1e-9) | ((np.abs(f0[:, None]) <= 1e-9) & (f1[None] > 0))
+    rows, columns = np.nonzero(top)
+    order = np.argsort(-size[rows, columns])[:PEAKS]
+    out = []
+    for i, j in zip(rows[order], columns[order], strict=True):
+        out.append((_vertex(size[i - 1 : i + 2, j], f0, i), _vertex(size[i, j - 1 : j + 2], f1, j)))
+    return np.array(out).reshape(-1, 2)
+
+
+def _vertex(three: np.ndarray, axis: np.ndarray, index: int) -> float:
+    if len(three) < 3:
+        return axis[index]
+    below, here, above = three
+    curve = below - 2.0 * here + above
+    shift = 0.5 * (below - above) / curve if curve < 0 else 0.0
+    return axis[index] + np.clip(shift, -0.5, 0.5) * (axis[1] - axis[0])
+
+
+def _cells(peaks: np.ndarray, shape) -> list[np.ndarray]:
+    """Reduced bases (rows, cycles a pixel) of lattices spanned by two peaks; a repeat in Q must fit the plane three times."""
+    cells: list[np.ndarray] = []
+    for a, b in itertools.combinations(peaks, 2):
+        if abs(a[0] * b[1] - a[1] * b[0]) < 0.15 * np.linalg.norm(a) * np.linalg.norm(b):
+            continue
+        dual = reduce_basis(_combinations(np.array([a, b])), np.eye(2))
+        if np.linalg.norm(dual, axis=1).min() * min(shape) < SHORTEST:
+            continue
+        if not any(np.allclose(dual, other, atol=0.5 / max(shape)) for other in cells):
+            cells.append(dual)
+    return cells
+
+
+def _score(transform, dual: np.ndarray) -> float:
+    """Mean |transform| on the lattice points near the origin, over its rms off them, with a preference for small cells."""
+    real, f0, f1 = transform
+    grid = np.array([n for n in itertools.product(range(-3, 4), repeat=2) if n > (0, 0)])
+    points = grid @ dual
+    step = f0[1] - f0[0], f1[1] - f1[0]
+    i = np.round((points[:, 0] - f0[0]) / step[0]).astype(int)
+    j = np.round((points[:, 1] - f1[0]) / step[1]).astype(int)
+    inside = (i > 1) & (i < len(f0) - 2) & (j > 1) & (j < len(f1) - 2)
+    if inside.sum() < 4:
+        return 0.0
+    values = np.abs(real[i[inside], j[inside]])
+    return float(np.sqrt(np.mean(np.square(values))))

@@ -1,0 +1,75 @@
+"""Standard uncertainties of D, S and α from the covariance of a factorisation.
+
+The variance of a Fourier series at a pixel, ``Σ_ab C_ab f_a f_b``, is itself a Fourier series over sums and differences
+of the vectors: the covariance is added up into a table of those and summed once, exact and as cheap as the series.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .fourier import FourierGrid
+from .gauss_newton import Factors, Problem
+from .links import LINKS
+
+
+def variance_map(grid: FourierGrid, covariance: Tensor, index: Tensor, sine: Tensor) -> Tensor:
+    """``Σ_ab C_ab f_a f_b`` on the pixels, f = cos or sin(2π r·u); covariance (n, n), index (n, ndim)."""
+    reach = 2 * index.abs().amax(0)
+    sizes = tuple(int(2 * r + 1) for r in reach)
+    tables = covariance.new_zeros(2, _product(sizes))
+
+    def add(table: int, vectors: Tensor, values: Tensor) -> None:
+        place = torch.zeros(vectors.shape[:-1], dtype=torch.long, device=index.device)
+        for i, n in enumerate(sizes):
+            place = place * n + vectors[..., i] + reach[i]
+        tables[table].index_add_(0, place.flatten(), values.flatten())
+
+    plus, minus = index[:, None] + index[None], index[:, None] - index[None]
+    half = 0.5 * covariance
+    a, b = sine[:, None], sine[None]
+    zero = torch.zeros_like(half)
+    # cos cos = ½[c(−) + c(+)]; sin sin = ½[c(−) − c(+)]; cos a sin b = ½[s(+) − s(−)]; sin a cos b = ½[s(+) + s(−)]
+    add(0, minus, torch.where(a == b, half, zero))
+    add(0, plus, torch.where(a & b, -half, torch.where(a | b, zero, half)))
+    if bool(sine.any()):
+        add(1, plus, torch.where(a != b, half, zero))
+        add(1, minus, torch.where(a & ~b, half, torch.where(b & ~a, -half, zero)))
+    ranges = [torch.arange(-int(r), int(r) + 1, device=index.device) for r in reach]
+    box = torch.stack(torch.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, len(sizes))
+    used = (tables != 0).any(0)
+    return grid.synthesize(tables[0][used], tables[1][used], box[used]).clamp(min=0.0)
+
+
+def _product(sizes) -> int:
+    out = 1
+    for n in sizes:
+        out *= n
+    return out
+
+
+def sigma_maps(problem: Problem, factors: Factors) -> tuple[Tensor, Tensor]:
+    """Standard uncertainties of D and of S on all pixels, normalisation of S to mean 1 included."""
+    basis, state, fields = problem.basis, factors.state, factors.fields
+    n, m = len(state.p), len(state.alpha)
+    covariance = factors.covariance
+    c_pp, c_ss, c_ps = covariance[:n, :n], covariance[n : n + m, n : n + m], covariance[:n, n : n + m]
+    drift = mean_drift(problem, state.alpha)
+    stride = torch.tensor(basis.stride, device=basis.order.device)
+    common = float(drift @ c_ss @ drift)
+    var_d = basis.envelope.square() * variance_map(state.grid, c_pp, basis.patterson, basis.patterson_sine)
+    both = basis.envelope * problem._expand(state.grid, c_ps @ drift, basis.patterson, basis.patterson_sine)
+    var_d = var_d + 2.0 * fields.factor * both + fields.factor.square() * common
+    index = basis.order * stride
+    var_s = 4.0 * fields.slope.square() * variance_map(state.grid, c_ss, index, basis.order_sine)
+    both = fields.slope * problem._expand(state.grid, 2.0 * c_ss @ drift, index, basis.order_sine)
+    var_s = var_s - 2.0 * fields.order * both + fields.order.square() * common
+    return var_d.clamp(min=0.0).sqrt(), var_s.clamp(min=0.0).sqrt()
+
+
+def mean_drift(problem: Problem, alpha: Tensor) -> Tensor:
+    """Relative change of the unnormalised mean of S over a cell with the coefficients of its series."""
+    if problem.settings.link == "linear":
+        return torch.zeros_like(alpha)
+    order, slope = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell_waves @ alpha)
+    return 2.0 * (problem.cell_waves * slope[:, None]).mean(0) / order.mean()

@@ -1,0 +1,208 @@
+"""A volume or plane as the unknowns of a factorisation: tensors, support of the Patterson function, lattice vectors."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from ..errors import DataError
+from .fourier import FourierGrid
+from .gauss_newton import Basis, State
+from .geometry import PlaneLattice, denominators, vectors_within
+
+PADDING = 1.15                  # repeat of D over extent of the data: room for values that do not match at the edges
+SHELL = 0.4                     # width of the Patterson shells that share a prior variance, Å
+SHELL_CELLS = 0.07              # the same where the scale of Q is not known, in cells
+MOST = {2: (1300, 230), 3: (3000, 300)}
+"""Most unknowns of D and of S, by dimension."""
+RESOLVED = 0.8                  # cycles a pixel of the finest order frequency: zones fall differently on the pixels
+VECTOR_RADIUS = 0.9             # Å around each interatomic vector of a given structure
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """The data as tensors, and the lattice in the coordinates of the Fourier sums."""
+
+    intensity: Tensor
+    valid: Tensor
+    sigma: Tensor | None
+    grid: FourierGrid
+    dual: np.ndarray                 # (ndim, ndim) rows: order frequencies in the coordinates u
+    metric: np.ndarray               # of frequencies in the coordinates u, Å²
+    denominators: tuple[int, ...]
+    lattice: PlaneLattice
+    radius: Tensor                   # |Q| of the pixels as a fraction of the largest
+    cell: float                      # mean repeat, Å
+    even: tuple[bool, bool]          # D, S
+    to_frequency: np.ndarray | None  # (3, ndim): Cartesian Å to frequencies in u; None where the scale is not known
+
+
+def arrays_of(volume, lattice: PlaneLattice, device: torch.device) -> Arrays:
+    """Tensors of a volume or plane (float64; unmeasured pixels are 0 with ``valid`` False)."""
+    data = torch.as_tensor(np.where(volume.mask, volume.data, 0.0), dtype=torch.float64, device=device)
+    valid = torch.as_tensor(np.array(volume.mask), device=device)
+    sigma = None
+    if volume.sigma is not None:
+        known = np.asarray(volume.sigma)[volume.mask]
+        fallback = np.nanmedian(known[known > 0]) if np.any(known > 0) else 1.0
+        filled = np.where(volume.mask & (np.nan_to_num(volume.sigma) > 0), volume.sigma, fallback)
+        sigma = torch.as_tensor(filled, dtype=torch.float64, device=device)
+    centre = np.zeros(volume.ndim) if lattice.centre is None else lattice.centre
+    axes = tuple(torch.as_tensor(axis - c, dtype=torch.float64, device=device)
+                 for axis, c in zip(volume.axes, centre, strict=True))
+    parts, ndim = denominators(lattice.dual), volume.ndim
+    if all(parts):
+        to_lattice, dual, metric = np.eye(ndim), lattice.dual, lattice.metric
+    else:                                   # lattice rows run across the pixels
+        to_lattice, dual, parts = lattice.dual.T, np.eye(ndim), (1,) * ndim
+        metric = lattice.dual @ lattice.metric @ lattice.dual.T
+    extent = [float(np.ptp(np.asarray(c))) for c in corner_spread(volume.axes, to_lattice)]
+    divisions = tuple(int(math.ceil(PADDING * e / p)) * p for e, p in zip(extent, parts, strict=True))
+    grid = FourierGrid(axes, torch.as_tensor(to_lattice, dtype=torch.float64, device=device), divisions)
+    x = np.stack(np.meshgrid(*volume.axes, indexing="ij"), -1)
+    to_frequency = None
+    if volume.lattice is None:
+        q2 = np.square(x - centre).sum(-1)
+    else:
+        q2 = np.square(volume.q())
+        to_frequency = (volume.basis @ volume.reciprocal_basis()).T @ np.linalg.inv(to_lattice).T / (2.0 * math.pi)
+    radius = torch.as_tensor(np.sqrt(q2 / q2.max()), device=device)
+    cell = float(abs(np.linalg.det(dual)) * math.sqrt(np.linalg.det(metric))) ** (1.0 / ndim)
+    return Arrays(data, valid, sigma, grid, dual, metric, parts, lattice, radius, cell,
+                  (lattice.even_factor, lattice.even_order), to_frequency)
+
+
+def corner_spread(axes, to_lattice: np.ndarray) -> list[np.ndarray]:
+    corners = np.array(np.meshgrid(*[[a[0], a[-1]] for a in axes], indexing="ij")).reshape(len(axes), -1).T
+    return list((corners @ to_lattice).T)
+
+
+# ---------------------------------------------------------------------- basis
+
+
+def envelope_of(arrays: Arrays, valid: Tensor, bins: int = 24) -> Tensor:
+    """Smooth radial fall-off ``g(|Q|)`` of the intensity: mean in rings, smoothed in the logarithm."""
+    ring = (arrays.radius * (bins - 1e-6)).long()[valid]
+    values = arrays.intensity[valid]
+    order = torch.argsort(values)
+    ring, values = ring[order], values[order]
+    means = np.full(bins, np.nan)
+    for i in range(bins):
+        own = values[ring == i]
+        if len(own) >= 8:
+            cut = len(own) // 20                # Bragg residues sit in the top twentieth
+            means[i] = float(own[: len(own) - cut].mean())
+    floor = 1e-3 * np.nanmax(means)
+    if not floor > 0:
+        raise DataError("data has no positive mean in any ring of |Q|; expected diffuse intensity above background.")
+    known = np.isfinite(means)
+    centre = (np.arange(bins) + 0.5) / bins
+    level = np.interp(centre, centre[known], np.log(np.maximum(means[known], floor)))
+    level = gaussian_filter1d(level, 3.0, mode="nearest")
+    smooth = np.exp(np.interp(arrays.radius.cpu().numpy(), centre, level))
+    return torch.as_tensor(smooth, device=arrays.intensity.device)
+
+
+def radial_functions(arrays: Arrays, count: int) -> Tensor:
+    """``count`` hat functions of |Q| that add up to 1, (count, *shape); one function is a constant."""
+    if count == 0:
+        return arrays.radius.new_zeros((0, *arrays.radius.shape))
+    if count == 1:
+        return torch.ones_like(arrays.radius)[None]
+    knots = torch.linspace(0, 1, count, dtype=torch.float64, device=arrays.radius.device)
+    distance = (arrays.radius - knots.view(-1, *(1,) * arrays.radius.ndim)).abs() * (count - 1)
+    return (1.0 - distance).clamp(min=0.0)
+
+
+def patterson_index(arrays: Arrays, support: float, vectors=None) -> np.ndarray:
+    """Integer vectors of the fine direct-space grid within the support, half space."""
+    rows = np.diag([1.0 / m for m in arrays.grid.divisions])
+    index = vectors_within(rows, arrays.metric, support)
+    if vectors is None:
+        return index
+    r = index @ rows
+    near = np.zeros(len(r), dtype=bool)
+    for f in np.concatenate([vectors, -vectors, np.zeros((1, r.shape[1]))]):
+        step = r - f
+        near |= np.einsum("ni,ij,nj->n", step, arrays.metric, step) <= VECTOR_RADIUS**2
+    return index[near]
+
+
+def largest_support(arrays: Arrays) -> float:
+    """Radius whose support has as many unknowns as are affordable, Å."""
+    ndim, most = arrays.grid.ndim, MOST[arrays.grid.ndim][0]
+    density = math.prod(arrays.grid.divisions) / math.sqrt(np.linalg.det(arrays.metric))
+    ball = math.pi if ndim == 2 else 4.0 * math.pi / 3.0
+    most = most if arrays.even[0] else most / 2
+    return (2.0 * most / (ball * density)) ** (1.0 / ndim)
+
+
+def default_reach(arrays: Arrays) -> float:
+    """Longest order vector, Å: as many parameters as are affordable."""
+    ndim, most = arrays.grid.ndim, MOST[arrays.grid.ndim][1]
+    ball = math.pi if ndim == 2 else 4.0 * math.pi / 3.0
+    measure = arrays.cell**ndim
+    most = most if arrays.even[1] else most / 2
+    return (2.0 * most * measure / ball) ** (1.0 / ndim)
+
+
+def build(arrays: Arrays, support: float, reach: float, options, envelope: Tensor) -> tuple[Basis, State]:
+    """Basis functions and the state to start from: D = envelope, S = 1."""
+    device = arrays.intensity.device
+    vectors = support_frequencies(arrays, options.support_vectors)
+    patterson = patterson_index(arrays, support, vectors)
+    r = patterson / np.array(arrays.grid.divisions)
+    p_length = np.sqrt(np.einsum("ni,ij,nj->n", r, arrays.metric, r))
+    integers = vectors_within(arrays.dual, arrays.metric, reach)
+    integers = integers[np.any(integers != 0, axis=1)]
+    steps = np.array([float(x[1] - x[0]) for x in arrays.grid.axes])
+    cycles = integers @ arrays.dual @ arrays.grid.to_lattice.cpu().numpy().T * steps
+    integers = integers[np.all(np.abs(cycles) <= RESOLVED, axis=1)]
+    f = integers @ arrays.dual
+    f_length = np.sqrt(np.einsum("ni,ij,nj->n", f, arrays.metric, f))
+    order = np.round(f * np.array(arrays.denominators)).astype(int)
+    shell = SHELL if arrays.to_frequency is not None else SHELL_CELLS * arrays.cell
+    p = _functions(patterson, np.round(p_length / shell).astype(int), arrays.even[0], device)
+    s = _functions(order, np.maximum(np.round(f_length / (0.5 * arrays.cell)).astype(int) - 1, 0), arrays.even[1], device)
+    stride = tuple(m // d for m, d in zip(arrays.grid.divisions, arrays.denominators, strict=True))
+    basis = Basis(*p, *s, stride, envelope, radial_functions(arrays, options.background))
+    start = torch.zeros(len(p[0]), dtype=torch.float64, device=device)
+    start[0] = 1.0                          # the zero vector comes first
+    shells_p, shells_s = int(p[2].max()) + 1, int(s[2].max()) + 1
+    fade = 0.02 * torch.exp(-0.6 * torch.arange(shells_s, dtype=torch.float64, device=device))
+    valid = arrays.valid
+    level = float(arrays.intensity[valid].abs().mean())
+    spread = float(arrays.intensity[valid].var())
+    state = State(
+        start, torch.zeros(len(s[0]), dtype=torch.float64, device=device),
+        torch.zeros(len(basis.radial), dtype=torch.float64, device=device), arrays.grid,
+        torch.ones(shells_p, dtype=torch.float64, device=device), fade, (0.1 * level) ** 2, (0.1 * spread, 0.0, 0.0),
+    )
+    return basis, state
+
+
+def _functions(index: np.ndarray, shell: np.ndarray, even: bool, device) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines of all vectors, and sines of all but zero where the function need not be even."""
+    sine = np.zeros(len(index), dtype=bool)
+    if not even:
+        other = np.any(index != 0, axis=1)
+        index = np.concatenate([index, index[other]])
+        sine = np.concatenate([sine, np.ones(int(other.sum()), dtype=bool)])
+        shell = np.concatenate([shell, shell[other]])
+    return (torch.as_tensor(index, device=device), torch.as_tensor(sine, device=device),
+            torch.as_tensor(shell, device=device))
+
+
+def support_frequencies(arrays: Arrays, vectors) -> np.ndarray | None:
+    if vectors is None:
+        return None
+    if arrays.to_frequency is None:
+        raise DataError("support_vectors is given, but the plane has no lattice; expected one, which gives lengths their unit.")
+    vectors = np.atleast_2d(np.asarray(vectors, dtype=float))
+    if vectors.shape[1] != 3 or not np.all(np.isfinite(vectors)):
+        raise DataError(f"support_vectors has the shape {vectors.shape}, expected finite Cartesian vectors (n, 3) in Å.")
+    return vectors @ arrays.to_frequency

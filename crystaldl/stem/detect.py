@@ -1,0 +1,183 @@
+"""Networks as proposers of disks: from patterns to `Candidates`, for shipped models and for networks in training.
+
+|V_g| of a candidate is relative to the strongest reflection of its pattern other than the direct beam, as the network
+estimates it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError, UnknownModelError
+from .correlate import Candidates, fill_unmeasured, local_maxima, thin
+from .network import STRIDE, DiskNet, FCUNet, fused
+from .options import DiskOptions
+from .prepare import Preparer
+from .probe import Probe
+
+LOW = 0.05  # candidates of lower confidence are never looked at
+THRESHOLD = 0.5  # operating points of networks without a card: of a probability,
+FCUNET_THRESHOLD = 0.1  # and of |V_g|
+FCUNET_SIZE = 256
+FCUNET_PASSES = 1
+
+
+def detector(model, network, probe: Probe, shape, options: DiskOptions, device):
+    """A function patterns → Candidates, and its confidence threshold.
+
+    Parameters
+    ----------
+    model : str or None
+        Exact name of a shipped model; None: the default one.
+    network : nn.Module or None
+        A network in its place.
+
+    Raises
+    ------
+    UnknownModelError
+        No such model, no model at all, or one that does not find disks.
+    """
+    if network is not None:
+        if model is not None:
+            raise ValueError("model and network are both given; expected one of them.")
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network is a {type(network).__name__}; expected a torch module (crystaldl.stem.network).")
+        module, point = network.to(device).eval(), {}
+    else:
+        name = _model_name(model)
+        module, point = _load(name, str(device))
+    if isinstance(module, FCUNet):
+        found = FCUNetDetector(module, probe, shape, options, device, int(point.get("passes", FCUNET_PASSES)))
+    elif isinstance(module, DiskNet):
+        found = DiskNetDetector(module, probe, shape, options, device, point)
+    else:
+        raise UnknownModelError(f"network is a {type(module).__name__}, which finds no disks; expected DiskNet or FCUNet.")
+    usual = FCUNET_THRESHOLD if isinstance(module, FCUNet) else THRESHOLD
+    return found, float(point.get("threshold", usual))
+
+
+def _model_name(model: str | None) -> str:
+    from ..models.registry import available, card, default
+
+    names = available("stem")
+    if model is None:
+        if not names:
+            raise UnknownModelError(
+                "method is 'fcunet', but no 4D-STEM model ships with this version; "
+                "expected method='correlation', or a trained network."
+            )
+        return default("stem")
+    if card(model).task != "stem":
+        raise UnknownModelError(f"model is {model!r}, which finds no disks; expected one of {', '.join(names) or 'none'}.")
+    return model
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, device: str):
+    """The network of a shipped model in evaluation mode and its operating point, kept for the next call."""
+    from ..models.registry import card, load_weights
+    from . import network as architectures
+
+    entry = card(name)
+    module = getattr(architectures, entry.architecture)(**entry.arguments)
+    module.load_state_dict(load_weights(name))
+    return module.to(device).eval(), entry.operating_point
+
+
+class DiskNetDetector:
+    """Proposes disks by a `DiskNet`."""
+
+    def __init__(self, network: DiskNet, probe: Probe, shape, options: DiskOptions, device, point: dict | None = None):
+        self.network = fused(network).to(memory_format=torch.channels_last) if type(network) is DiskNet else network
+        self.prepare = Preparer(probe, shape, device)
+        self.options, self.shape, self.radius = options, shape, probe.radius
+        self.point = point or {}
+
+    def __call__(self, patterns: Tensor) -> Candidates:
+        frame = self.prepare.frame
+        with torch.inference_mode():
+            out = self.network(self.prepare(patterns).to(memory_format=torch.channels_last))
+        scale = min(frame.factor)
+        spacing = self.options.spacing(self.radius) * scale / STRIDE
+        # the network knows disks to the edge: where they may lie is decided on their final positions
+        probability = torch.nn.functional.threshold(torch.sigmoid(out["heat"]), LOW, 0.0)
+        found = local_maxima(probability, 1.5, 2 * self.options.max_disks, 0.0, 0.0)
+        pattern, cell, confidence = found.pattern, found.positions.long(), found.strength
+        at = (pattern, cell[:, 0], cell[:, 1])
+        offset = torch.stack([out["offset"][:, 0][at], out["offset"][:, 1][at]], 1)
+        positions = frame.to_pattern(STRIDE * cell + offset)
+        sigma = (out["log_sigma"][at].exp() / scale)[:, None].expand(-1, 2)
+        candidates = Candidates(pattern, positions, out["log_v"][at].exp(), confidence, sigma)
+        return select(candidates, len(patterns), spacing * STRIDE / scale, self.options, self.radius, self.shape)
+
+
+def select(c: Candidates, count: int, spacing: float, options: DiskOptions, radius: float, shape) -> Candidates:
+    """Candidates that keep apart from more confident ones and lie inside the pattern, at most ``max_disks`` each."""
+    edge = options.boundary(radius)
+    size = torch.tensor(shape, device=c.positions.device)
+    inside = ((c.positions >= edge - 0.5) & (c.positions <= size - edge - 0.5)).all(1)
+    c = c.select(inside)
+    if len(c.pattern) == 0:
+        return c
+    order = torch.argsort(c.confidence, descending=True)
+    order = order[torch.argsort(c.pattern[order], stable=True)]
+    c = c.select(order)
+    number = torch.bincount(c.pattern, minlength=count)
+    rank = torch.arange(len(c.pattern), device=order.device) - (number.cumsum(0) - number)[c.pattern]
+    table = c.positions.new_full((count, int(number.max()), 2), 1e9)
+    table[c.pattern, rank] = c.positions
+    valid = table[..., 0] < 1e8
+    keep = thin(table, valid, spacing)
+    keep &= keep.cumsum(1) <= options.max_disks
+    return c.select(keep[c.pattern, rank])
+
+
+class FCUNetDetector:
+    """Proposes disks by an `FCUNet`: maxima of its image of |V_g|.
+
+    The published network reads 256 × 256 px; other patterns are cut or padded about their middle after scaling so that
+    the whole pattern fits. With several passes, dropout stays on and the images are averaged.
+    """
+
+    def __init__(self, network: FCUNet, probe: Probe, shape, options: DiskOptions, device, passes: int = 1):
+        step = 2**network.levels
+        if max(shape) > 4 * FCUNET_SIZE:
+            raise DataError(f"patterns have {shape[0]} × {shape[1]} px; FCU-Net takes at most {4 * FCUNET_SIZE} px.")
+        self.network, self.passes, self.options, self.radius, self.shape = network, passes, options, probe.radius, shape
+        self.factor = min(1.0, FCUNET_SIZE / max(shape))
+        self.size = [max(step, -(-round(n * self.factor) // step) * step) for n in shape]
+        half = min(shape) // 2 - 1
+        patch = torch.as_tensor(probe.patch(half), dtype=torch.float32, device=device)
+        self.probe = self._fit(patch[None])
+
+    def _fit(self, images: Tensor) -> Tensor:
+        """Scale, then centre in the network's size with zeros around."""
+        if self.factor < 1:
+            images = torch.nn.functional.interpolate(
+                images[:, None], scale_factor=self.factor, mode="bilinear", antialias=True, align_corners=False
+            )[:, 0]
+        top, left = ((n - m) // 2 for n, m in zip(self.size, images.shape[1:], strict=True))
+        bottom, right = (n - m - o for n, m, o in zip(self.size, images.shape[1:], (top, left), strict=True))
+        return torch.nn.functional.pad(images, (left, right, top, bottom))
+
+    def image(self, patterns: Tensor) -> Tensor:
+        """The network's image of |V_g| in its own pixels, (B, h, w)."""
+        p = self._fit(fill_unmeasured(patterns))
+        probe = self.probe.expand(len(p), -1, -1)
+        sample = self.passes > 1
+        return torch.stack([self.network(p, probe, sample=sample) for _ in range(self.passes)]).mean(0)
+
+    def __call__(self, patterns: Tensor) -> Candidates:
+        with torch.inference_mode():
+            image = self.image(patterns)
+        spacing = self.options.spacing(self.radius) * self.factor
+        found = local_maxima(image, spacing, self.options.max_disks, 0.0, 0.2 * LOW)
+        scaled = [round(n * self.factor) for n in self.shape]
+        corner = torch.tensor([(n - m) // 2 for n, m in zip(self.size, scaled, strict=True)], device=image.device)
+        positions = (found.positions - corner + 0.5) / self.factor - 0.5
+        confidence = found.strength.clamp(0, 1)
+        candidates = Candidates(found.pattern, positions, found.strength, confidence)
+        return select(candidates, len(patterns), spacing / self.factor, self.options, self.radius, self.shape)

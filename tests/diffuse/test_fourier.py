@@ -1,0 +1,132 @@
+"""Fourier sums between pixels and direct space against the sums written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from crystaldl.diffuse.fourier import FourierGrid, gram, project
+
+ALIGNED = {2: np.diag([1.0, 0.5]), 3: np.diag([1.0, 0.5, 2.0])}
+OBLIQUE = {2: np.array([[0.9, 0.31], [-0.22, 0.6]]), 3: np.array([[0.9, 0.31, 0.1], [-0.22, 0.6, -0.15], [0.05, 0.3, 1.1]])}
+
+
+def grid_of(to_lattice):
+    """Uneven lengths, axes that are not centred, divisions that differ."""
+    ndim = len(to_lattice)
+    sizes, starts, steps = (37, 30, 12)[:ndim], (-2.3, -1.9, -0.7)[:ndim], (0.113, 0.157, 0.21)[:ndim]
+    axes = tuple(s + d * torch.arange(n, dtype=torch.float64) for n, s, d in zip(sizes, starts, steps, strict=True))
+    return FourierGrid(axes, torch.as_tensor(to_lattice), (9, 6, 4)[:ndim])
+
+
+def phases(grid, index):
+    """2π r·u of every pixel and vector, (pixels, n), from nothing but the definition."""
+    x = np.stack(np.meshgrid(*(np.array(a) for a in grid.axes), indexing="ij"), -1).reshape(-1, grid.ndim)
+    return 2 * math.pi * (x @ np.array(grid.to_lattice)) @ (np.asarray(index) / np.array(grid.divisions)).T
+
+
+def random_vectors(grid, n, seed, most=4):
+    rng = np.random.default_rng(seed)
+    index = torch.as_tensor(rng.integers(-most, most + 1, (n, grid.ndim)))
+    return index, torch.as_tensor(rng.random(n) < 0.5)
+
+
+@pytest.fixture(params=[(kind, ndim) for kind in ("aligned", "oblique") for ndim in (2, 3)], ids=lambda p: f"{p[0]}-{p[1]}d")
+def grid(request):
+    kind, ndim = request.param
+    made = grid_of((ALIGNED if kind == "aligned" else OBLIQUE)[ndim])
+    assert made.aligned == (kind == "aligned")
+    return made
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_moments_are_the_sums(grid, stride):
+    reach, step = (4, 3, 2)[: grid.ndim], (stride,) * grid.ndim
+    weight = torch.as_tensor(np.random.default_rng(1).normal(size=(2, *grid.shape)))
+    found = grid.moments(weight, reach, step).numpy()
+    assert found.shape == (2, *(2 * r + 1 for r in reach))
+    index = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), -1).reshape(-1, grid.ndim) * stride
+    expected = weight.numpy().reshape(2, -1) @ np.exp(1j * phases(grid, index))
+    assert np.abs(found.reshape(2, -1) - expected).max() < 1e-7 * np.abs(weight.numpy()).sum()
+    middle = tuple(reach)
+    assert found[(0, *middle)] == pytest.approx(weight[0].sum().item(), abs=1e-7 * weight[0].abs().sum().item())
+
+
+def test_high_frequencies_beyond_a_cycle_a_pixel():
+    """The Kaiser-Bessel transform folds frequencies; the sums do not care."""
+    grid = grid_of(OBLIQUE[2])
+    weight = torch.as_tensor(np.random.default_rng(2).random(grid.shape))
+    reach = (40, 30)
+    found = grid.moments(weight, reach).numpy().reshape(-1)
+    index = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), -1).reshape(-1, 2)
+    assert np.abs(found - weight.numpy().reshape(-1) @ np.exp(1j * phases(grid, index))).max() < 1e-7 * weight.sum().item()
+
+
+def test_gram_of_cosines_and_sines(grid):
+    """The look-up equals the matrix of products, in all four combinations of cosine and sine."""
+    rows, columns = random_vectors(grid, 12, 3), random_vectors(grid, 9, 4, most=3)
+    weight = torch.as_tensor(np.random.default_rng(5).random(grid.shape))
+    reach = tuple(int(v) for v in (rows[0].abs().amax(0) + columns[0].abs().amax(0)))
+    found = gram(grid.moments(weight, reach), reach, rows, columns).numpy()
+
+    def values(functions):
+        angle = phases(grid, functions[0])
+        return np.where(functions[1].numpy(), np.sin(angle), np.cos(angle))
+
+    expected = values(rows).T @ (weight.numpy().reshape(-1, 1) * values(columns))
+    assert np.abs(found - expected).max() < 1e-7 * weight.sum().item()
+    cosines = (rows[0], torch.zeros(len(rows[0]), dtype=torch.bool))
+    both = tuple(2 * int(v) for v in rows[0].abs().amax(0))
+    plain = gram(grid.moments(weight, both), both, cosines, cosines).numpy()
+    angle = np.cos(phases(grid, rows[0]))
+    assert np.abs(plain - angle.T @ (weight.numpy().reshape(-1, 1) * angle)).max() < 1e-7 * weight.sum().item()
+
+
+def test_projection_is_the_sum_over_pixels(grid):
+    functions = random_vectors(grid, 15, 6)
+    reach = tuple(int(v) for v in functions[0].abs().amax(0))
+    weight = torch.as_tensor(np.random.default_rng(7).normal(size=(3, *grid.shape)))
+    found = project(grid.moments(weight, reach), reach, functions).numpy()
+    angle = phases(grid, functions[0])
+    expected = weight.numpy().reshape(3, -1) @ np.where(functions[1].numpy(), np.sin(angle), np.cos(angle))
+    assert np.abs(found - expected).max() < 1e-7 * weight.abs().sum().item()
+
+
+@pytest.mark.parametrize("gap", [1, 3])
+def test_synthesis_is_the_series(grid, gap):
+    index, _ = random_vectors(grid, 20, 8)
+    index = index * gap
+    rng = np.random.default_rng(9)
+    cosine, sine = torch.as_tensor(rng.normal(size=(2, 20))), torch.as_tensor(rng.normal(size=(2, 20)))
+    angle = phases(grid, index)
+    expected = cosine.numpy() @ np.cos(angle).T + sine.numpy() @ np.sin(angle).T
+    found = grid.synthesize(cosine, sine, index)
+    assert found.shape == (2, *grid.shape)
+    assert found.numpy().reshape(2, -1) == pytest.approx(expected, abs=1e-10)
+    assert grid.synthesize(cosine[0], None, index).numpy().ravel() == pytest.approx(cosine[0].numpy() @ np.cos(angle).T, abs=1e-10)
+
+
+def test_synthesis_and_moments_are_adjoint(grid):
+    """⟨w, synthesize(c)⟩ = ⟨moments(w), c⟩: the normal equations rest on it."""
+    index, sine = random_vectors(grid, 10, 10)
+    rng = np.random.default_rng(11)
+    weight, value = torch.as_tensor(rng.normal(size=grid.shape)), torch.as_tensor(rng.normal(size=10))
+    zero = torch.zeros(10, dtype=torch.float64)
+    series = grid.synthesize(torch.where(sine, zero, value), torch.where(sine, value, zero), index)
+    reach = tuple(int(v) for v in index.abs().amax(0))
+    other = project(grid.moments(weight, reach), reach, (index, sine)) @ value
+    assert (weight * series).sum().item() == pytest.approx(other.item(), abs=1e-7 * weight.abs().sum().item())
+
+
+def test_lattice_coordinates_and_another_lattice():
+    grid = grid_of(OBLIQUE[2])
+    u = grid.coordinates().numpy()
+    x = np.stack(np.meshgrid(*(a.numpy() for a in grid.axes), indexing="ij"))
+    assert u[1] == pytest.approx(x[0] * OBLIQUE[2][0, 1] + x[1] * OBLIQUE[2][1, 1])
+    other = grid.with_lattice(torch.eye(2, dtype=torch.float64))
+    assert other.aligned and not grid.aligned
+    assert other.coordinates().numpy() == pytest.approx(x)
+    assert grid.coordinates().numpy() == pytest.approx(u)          # tables are not shared
