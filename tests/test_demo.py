@@ -87,6 +87,29 @@ def test_load_example(name):
     assert (pattern.sigma is not None) == facts["file"].endswith(".xye")
 
 
+@pytest.mark.parametrize("name", DIFFUSE)
+def test_diffuse_examples_follow_from_their_truth(name):
+    """The counts are those of the molecule, order parameters and scale of the JSON file, but for counting noise."""
+    from crystaldl.diffuse.disorder import structure_factor
+    from crystaldl.diffuse.molecular import Molecule, difference_form_factor
+
+    volume, facts = cdl.load_example(name), examples.example_facts(name)
+    content = (examples._folder() / facts["file"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == facts["sha256"] and len(content) < 2_000_000
+    truth = facts["truth"]
+    assert volume.name == facts["title"] == truth["title"] and list(volume.lattice) == facts["cell"] == truth["cell"]
+    xyz = np.array([row[1:] for row in truth["atoms"]])
+    pair = [Molecule([row[0] for row in truth["atoms"]], sign * xyz, truth["b_iso"]) for sign in (1, -1)]
+    table = np.array(truth["alpha"])
+    order = structure_factor(table[:, :3], table[:, 3], volume.hkl()[volume.mask])
+    factor = difference_form_factor(volume, *pair, concentration=truth["concentration"])[volume.mask]
+    expected, counts = truth["scale"] * factor * order, volume.data[volume.mask]
+    bright = expected > 20
+    assert 0.4 < volume.mask.mean() < 0.95 and counts.min() >= 0 and np.array_equal(counts, np.round(counts))
+    assert np.mean((counts - expected)[bright] ** 2 / expected[bright]) == pytest.approx(1.0, abs=0.03)
+    assert counts.sum() == pytest.approx(expected.sum(), rel=2e-3)
+
+
 # the strongest line of each from powder diffraction tables, d in Å
 STRONGEST = {"halite": 2.820, "silicon": 3.136, "rutile": 3.247, "zincite": 2.476, "quartz": 3.343, "quartz_mo": 3.343,
              "calcite": 3.035, "baddeleyite": 3.164, "rutile_with_corundum": 3.247}  # fmt: skip

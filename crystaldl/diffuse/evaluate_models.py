@@ -17,9 +17,9 @@ from .volume import DiffuseVolume
 
 RIGHT = "right"
 CHANGES = ("substituted", "moved", "turned")
-DIFFERENT = (0.03, 0.5)     # relative RMS difference of the form factors that counts as similar, but not the same
-SHIFT = 0.3                 # Å an atom is moved
-TURN = 8.0                  # degrees about the normal of the plane
+DIFFERENT = (0.01, 0.2)     # relative RMS difference of the form factors that counts as similar, but not the same
+SHIFT = 0.15                # Å an atom is moved
+TURN = 4.0                  # degrees about the normal of the plane
 _EXCHANGE = {1: 9, 6: 7, 7: 6, 8: 16, 9: 17, 14: 6, 15: 7, 16: 8, 17: 35, 35: 17, 53: 35}
 
 

@@ -20,13 +20,15 @@ from torch import Tensor
 from ..errors import DataError
 from .gauss_newton import Basis, Factors, Problem, Settings, State, refine
 from .geometry import PlaneLattice
-from .unknowns import Arrays, arrays_of, build, corner_spread, default_reach, envelope_of, largest_support
+from .unknowns import Arrays, arrays_of, build, corner_spread, default_reach, envelope_of, largest_support, unseen
 
-FIRST_SUPPORT = 0.8             # cells
+FIRST_SUPPORT = 1.1             # cells
 LARGER = 1.3                    # step of the support
 SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
+HOLE_PENALTY = 0.05             # log evidence a pixel
 SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
 BRAGG_SCATTER = 0.5             # relative scatter over equivalent points that diffuse scattering does not have
+FEWEST = 200                    # pixels to fit
 BRAGG_REACH = 8.0               # pixels around a node in which Bragg scattering is looked for
 
 
@@ -74,15 +76,22 @@ class FactoriseOptions:
     def __post_init__(self) -> None:
         for name in ("support", "reach"):
             value = getattr(self, name)
-            if value is not None and not (np.isscalar(value) and value > 0):
-                raise DataError(f"{name} is {value!r}, expected a length in Å above 0.")
-        unknown = set(self.links) - {"reciprocal", "log", "linear"}
-        if not self.links or unknown:
-            raise DataError(f"links is {self.links!r}, expected some of 'reciprocal', 'log', 'linear'.")
-        if isinstance(self.bragg, str) and self.bragg != "auto":
+            if value is not None and not (_is_number(value) and 1e-3 <= value < 1e4):
+                raise DataError(f"{name} is {value!r}, expected a length above 0 in Å.")
+        if isinstance(self.links, str) or not self.links or set(self.links) - {"reciprocal", "log", "linear"}:
+            raise DataError(f"links is {self.links!r}, expected a tuple of some of 'reciprocal', 'log', 'linear'.")
+        if not isinstance(self.background, (int, np.integer)) or self.background is True or not 0 <= self.background <= 40:
+            raise DataError(f"background is {self.background!r}, expected a number of functions from 0 to 40.")
+        if self.bragg is not None and self.bragg != "auto" and not (_is_number(self.bragg) and self.bragg >= 0):
             raise DataError(f"bragg is {self.bragg!r}, expected 'auto', None or a radius in pixels.")
-        if not 0.0 <= self.holdout <= 0.3:
+        if not (_is_number(self.holdout) and 0.0 <= self.holdout <= 0.3):
             raise DataError(f"holdout is {self.holdout!r}, expected a fraction from 0 to 0.3.")
+        if not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
+            raise DataError(f"seed is {self.seed!r}, expected an integer of at least 0.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +128,9 @@ class Fit:
         envelope = envelope_of(self.arrays, valid)
         basis, start = build(self.arrays, support, self.reach, self.options, envelope)
         settings = Settings(iterations=iterations, robust=self.options.robust, polish=polish, tolerance=tolerance, link=link)
-        return Problem(self.arrays.intensity, valid, basis, settings, self.arrays.sigma, self.modes), start
+        problem = Problem(self.arrays.intensity, valid, basis, settings, self.arrays.sigma, self.modes)
+        problem.guard(unseen(self.arrays, valid, problem.cell_shape) if len(basis.order) else None)
+        return problem, start
 
     def solve(self, valid: Tensor, support: float, link: str, start: State | None = None, **limits) -> Factors:
         """Refine from scratch, S = 1 and large noise, or from a state of the same basis."""
@@ -129,14 +140,26 @@ class Fit:
     def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """Form of S and support of the largest evidence.
 
-        The links start from scratch on a support a little shorter than the cell: molecules fit into their cells, and a
+        The links start from scratch on a support a little longer than the cell: molecules fit into their cells, and a
         wider one would let D take periodic modulations from S at the start. Once S is known the support may grow.
         """
         given, most = self.options.support, largest_support(self.arrays)
         support = min(given or FIRST_SUPPORT * self.arrays.cell, most)
-        found = {link: self.solve(valid, support, link, tolerance=SEARCH_TOLERANCE) for link in self.options.links}
+        found: dict[str, Factors] = {}
+        holes = self.problem(valid, support, self.options.links[0], polish=False)[0].hidden is not None
+        tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
+        for link in self.options.links:
+            start = None
+            if found:                       # D is nearly the same for all links, S begins anew
+                other = next(iter(found.values())).state
+                start = self.problem(valid, support, link, polish=self.options.polish)[1]
+                start = replace(other, alpha=start.alpha, alpha_variance=start.alpha_variance)
+            found[link] = self.solve(valid, support, link, start, tolerance=tolerance)
         evidence = {link: factors.evidence for link, factors in found.items()}
-        link = max(evidence, key=evidence.get)
+        # into holes, 1/S carries what is known of ordering; S itself knows nothing, and must be much better outside
+        ahead = {link: value - (HOLE_PENALTY * float(valid.sum()) if holes and link == "linear" else 0.0)
+                 for link, value in evidence.items()}
+        link = max(ahead, key=ahead.get)
         best = found[link]
         while given is None and support * LARGER <= most:
             problem, start = self.problem(valid, support * LARGER, link, polish=self.options.polish, iterations=12,
@@ -251,8 +274,8 @@ def _check_enough(arrays: Arrays) -> None:
     if any(s < z * 0.999 for s, z in zip(spread, zones, strict=True)):
         raise DataError(f"the data span {min(spread):.2g} of a reciprocal cell, expected at least one whole zone along every axis.")
     measured = int(arrays.valid.sum())
-    if measured < 200:
-        raise DataError(f"only {measured} pixels are measured, expected at least 200.")
+    if measured < FEWEST:
+        raise DataError(f"only {measured} pixels are measured, expected at least {FEWEST}.")
     if float(arrays.intensity[arrays.valid].mean()) <= 0:
         raise DataError("data has a mean of zero or less, expected positive diffuse intensity.")
 
@@ -291,6 +314,8 @@ def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = Factori
         radius = bragg_radius(volume, lattice, keep) if options.bragg == "auto" else float(options.bragg)
         distance = torch.as_tensor(lattice.distance_to_node(volume.axes, steps), device=arrays.valid.device)
         clear = arrays.valid & (distance > radius) if radius else arrays.valid
+        if int(clear.sum()) < FEWEST:
+            raise DataError(f"bragg is {radius:g} pixels, which leaves {int(clear.sum())} pixels; expected at least {FEWEST}.")
     report("search")
     held = _held_out(clear, options)
     support, link, found, evidence = fit.search(clear & ~held)

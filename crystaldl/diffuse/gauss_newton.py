@@ -17,7 +17,6 @@ one for each shell of |r| and of |R|, are estimated from the data (evidence maxi
 """
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -26,11 +25,12 @@ from torch import Tensor
 
 from .fourier import FourierGrid, gram, project
 from .links import LINKS
+from .numerics import falling, non_negative, solve
 
 NOISE_FLOOR = 2e-3              # of the mean intensity: nothing measured or modelled is better than that
 NOISE_BINS = 24
 SLACK = 0.02                    # of the model and of the mean: misfit that never makes a pixel an outlier
-FADE = 0.75                      # of the variance of the series from one shell, half a cell, to the next
+GUARD = 4.0                     # prior variance of the series where no pixel sees it, of its variance elsewhere
 CONTRAST = 4.0                  # largest prior variance of D / g
 
 
@@ -109,15 +109,38 @@ class Problem:
         self.intensity, self.valid, self.basis, self.settings = intensity, valid.double(), basis, settings
         self.sigma, self.modes = sigma, modes
         self.n_pixels = float(self.valid.sum())
-        self.scale = float((intensity.abs() * self.valid).sum()) / self.n_pixels
+        values = intensity[valid].abs().sort().values
+        self.scale = float(values[: max(len(values) - len(values) // 200, 1)].mean())
+        self.hidden: Tensor | None = None
         if len(basis.order):
             # fine enough for the sharpest cosine there is
             n = [4 * int(v) + 4 for v in basis.order.abs().amax(0)]
+            self.cell_shape = tuple(n)
             cell = torch.meshgrid(*(torch.arange(k, dtype=torch.float64, device=intensity.device) / k for k in n), indexing="ij")
             phase = 2.0 * math.pi * torch.einsum("i...,ni->...n", torch.stack(cell), basis.order.double()).flatten(0, -2)
             self.cell_waves = torch.where(basis.order_sine, phase.sin(), phase.cos())
         self.reach_d = tuple(int(v) for v in basis.patterson.abs().amax(0))
         self.reach_s = tuple(int(v) for v in basis.order.abs().amax(0)) if len(basis.order) else (0,) * intensity.ndim
+
+    def guard(self, hidden: Tensor | None) -> None:
+        """Keep the series tame on the parts of the cell that no pixel sees, bool over the points of ``cell_waves``.
+
+        Nothing measured forbids a spike there, and the mean of S over the cell would carry its error everywhere.
+        """
+        if hidden is None or not bool(hidden.any()) or not len(self.basis.order):
+            return
+        # from the level of the part that is seen, not from 1: a spike takes the level of all the rest down
+        waves = 2.0 * (self.cell_waves[hidden] - self.cell_waves[~hidden].mean(0))
+        # as many independent values as that part of the cell has parameters
+        self.hidden = waves.T @ waves * (len(self.basis.order) / len(hidden))
+        self.seen = ~hidden
+
+    def guard_precision(self, state: State) -> Tensor | None:
+        """Prior precision of the series' coefficients that :meth:`guard` adds at a state."""
+        if self.hidden is None:
+            return None
+        spread = float((2.0 * self.cell_waves[self.seen] @ state.alpha).var())
+        return self.hidden / max(GUARD * spread, 0.25)
 
     # ------------------------------------------------------------------ forward
 
@@ -190,7 +213,7 @@ class Problem:
         bins = torch.tensor_split(torch.argsort(model), NOISE_BINS)
         level = torch.stack([model[b].mean() for b in bins])
         spread = torch.stack([(keep[b] * residual[b].square()).sum() / keep[b].sum().clamp(min=1e-9) for b in bins])
-        found = _non_negative(torch.stack([torch.ones_like(level), level, level.square()], 1), spread.clamp(min=floor))
+        found = non_negative(torch.stack([torch.ones_like(level), level, level.square()], 1), spread.clamp(min=floor))
         return max(found[0], floor), found[1], found[2]
 
     # ------------------------------------------------------------------ normal equations
@@ -264,33 +287,6 @@ class Problem:
         return torch.cat(parts), torch.cat(values)
 
 
-def _non_negative(columns: Tensor, target: Tensor) -> list[float]:
-    """Coefficients ≥ 0 of three columns at most, by relative least squares over all subsets."""
-    best, found = math.inf, [float(target.mean()), 0.0, 0.0]
-    rows, ones = columns / target[:, None], torch.ones_like(target)
-    for chosen in itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in (1, 2, 3)):
-        solution = torch.linalg.lstsq(rows[:, chosen], ones[:, None]).solution[:, 0]
-        misfit = float((rows[:, chosen] @ solution - 1.0).square().sum())
-        if misfit < best and bool((solution >= 0).all()):
-            best, found = misfit, [0.0, 0.0, 0.0]
-            for i, value in zip(chosen, solution.tolist(), strict=True):
-                found[i] = value
-    return found
-
-
-def solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Solution and Cholesky factor of a symmetric positive system, scaled to unit diagonal first."""
-    scale = matrix.diagonal().clamp(min=1e-300).rsqrt()
-    scaled = matrix * scale[:, None] * scale
-    jitter = 1e-13
-    while True:
-        factor, info = torch.linalg.cholesky_ex(scaled + jitter * torch.eye(len(scale), dtype=scaled.dtype, device=scaled.device))
-        if int(info) == 0:
-            break
-        jitter *= 10.0
-    return torch.cholesky_solve((right * scale)[:, None], factor)[:, 0] * scale, factor / scale[:, None]
-
-
 @dataclass(frozen=True, eq=False)
 class Factors:
     """Outcome of :func:`refine`."""
@@ -314,7 +310,9 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
         iteration += 1
         matrix, right = problem.normal(state, fields, weight)
         precision, values = problem.prior(state)
-        here = _objective(problem, state, fields, weight)
+        extra = problem.guard_precision(state)
+        here = _objective(problem, state, fields, weight, extra)
+        matrix, right = _guarded(matrix, right, state, extra)
         total = matrix + torch.diag(precision + damping * (precision + matrix.diagonal()))
         step, factor = solve(total, right - precision * values)
         length, accepted = 1.0, False
@@ -322,7 +320,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
             trial = _moved(problem, state, step * length)
             if math.isfinite(problem.cell_mean(trial.alpha)):
                 trial_fields = problem.fields(trial)
-                if _objective(problem, trial, trial_fields, weight) <= here:
+                if _objective(problem, trial, trial_fields, weight, extra) <= here:
                     accepted = True
                     break
             length *= 0.35
@@ -343,13 +341,25 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
         if calm == 2:
             break
         before = misfit
-    matrix, _ = problem.normal(state, fields, weight)
+    extra = problem.guard_precision(state)
+    matrix, _ = _guarded(*problem.normal(state, fields, weight), state, extra)
     precision, _ = problem.prior(state)
     factor = solve(matrix + torch.diag(precision), precision)[1]
     covariance = torch.cholesky_inverse(factor)
     used = weight > 0
     misfit = float((weight * (problem.intensity - fields.model).square()).sum() / used.sum())
-    return Factors(state, fields, weight, covariance, misfit, _evidence(problem, state, fields, weight, factor), iteration)
+    evidence = _evidence(problem, state, fields, weight, factor, extra)
+    return Factors(state, fields, weight, covariance, misfit, evidence, iteration)
+
+
+def _guarded(matrix: Tensor, right: Tensor, state: State, extra: Tensor | None) -> tuple[Tensor, Tensor]:
+    if extra is None:
+        return matrix, right
+    n, m = len(state.p), len(state.alpha)
+    matrix, right = matrix.clone(), right.clone()
+    matrix[n : n + m, n : n + m] += extra
+    right[n : n + m] -= extra @ state.alpha
+    return matrix, right
 
 
 def _moved(problem: Problem, state: State, step: Tensor) -> State:
@@ -362,9 +372,12 @@ def _moved(problem: Problem, state: State, step: Tensor) -> State:
     return replace(state, p=state.p + step[:n], alpha=state.alpha + step[n : n + m], b=state.b + step[n + m : n + m + k], grid=grid)
 
 
-def _objective(problem: Problem, state: State, fields: Fields, weight: Tensor) -> float:
+def _objective(problem: Problem, state: State, fields: Fields, weight: Tensor, extra: Tensor | None) -> float:
     precision, values = problem.prior(state)
-    return float((weight * (problem.intensity - fields.model).square()).sum() + (precision * values.square()).sum())
+    prior = float((precision * values.square()).sum())
+    if extra is not None:
+        prior += float(state.alpha @ extra @ state.alpha)
+    return float((weight * (problem.intensity - fields.model).square()).sum()) + prior
 
 
 def _update_prior(problem: Problem, state: State, factor: Tensor) -> State:
@@ -391,35 +404,20 @@ def _update_prior(problem: Problem, state: State, factor: Tensor) -> State:
         state,
         b_variance=b_new,
         p_variance=p_new,
-        alpha_variance=_falling(shells(state.alpha, variance[n : n + m], basis.order_shell, state.alpha_variance),
+        alpha_variance=falling(shells(state.alpha, variance[n : n + m], basis.order_shell, state.alpha_variance),
                                 torch.bincount(basis.order_shell, minlength=len(state.alpha_variance))),
     )
 
 
-def _falling(variance: Tensor, count: Tensor) -> Tensor:
-    """The nearest sequence that falls by ``FADE`` a shell at least, in the logarithm (pool adjacent violators).
-
-    Order fades with distance. Without this a spike hidden in the holes around the nodes, the same α for all vectors,
-    would cost nothing.
-    """
-    trend = math.log(FADE) * torch.arange(len(variance), dtype=variance.dtype, device=variance.device)
-    blocks: list[list[float]] = []
-    for value, weight in zip((variance.log() - trend).tolist(), count.tolist(), strict=True):
-        blocks.append([value, max(float(weight), 1e-6), 1])
-        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
-            value2, weight2, length2 = blocks.pop()
-            value1, weight1, length1 = blocks.pop()
-            total = weight1 + weight2
-            blocks.append([(value1 * weight1 + value2 * weight2) / total, total, length1 + length2])
-    flat = [value for value, _, length in blocks for _ in range(length)]
-    return (torch.tensor(flat, dtype=variance.dtype, device=variance.device) + trend).exp()
-
-
-def _evidence(problem: Problem, state: State, fields: Fields, weight: Tensor, factor: Tensor) -> float:
+def _evidence(problem: Problem, state: State, fields: Fields, weight: Tensor, factor: Tensor, extra: Tensor | None) -> float:
     """Laplace approximation of the log marginal likelihood, up to a constant of the data."""
-    precision, values = problem.prior(state)
+    precision, _ = problem.prior(state)
     used = weight > 0
     variance = problem.variance(state, fields)[used]
-    chi2 = float((weight * (problem.intensity - fields.model).square()).sum() + (precision * values.square()).sum())
+    chi2 = _objective(problem, state, fields, weight, extra)
     log_det = 2.0 * float(factor.diagonal().log().sum()) - float(precision.log().sum())
+    if extra is not None:
+        n, m = len(state.p), len(state.alpha)
+        own = precision[n : n + m].rsqrt()
+        log_det -= float(torch.linalg.slogdet(torch.eye(m, dtype=own.dtype, device=own.device) + own[:, None] * extra * own)[1])
     return -0.5 * (chi2 + float(variance.log().sum()) + log_det)

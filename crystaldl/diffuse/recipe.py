@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import DataError
 from ..physics.device import resolve_device
 from .dsfunet import fold_planes, network_input, separate_planes, spread
 from .network import COMPACT_WIDTH, PUBLISHED_WIDTH, SIDE, Pix2Pix
@@ -24,6 +25,7 @@ from .stream import DiffuseStream
 
 log = logging.getLogger(__name__)
 
+LATER = 1_000_000_007       # steps ahead, where a batch that cannot be is replaced from
 PIXEL_WEIGHT = 100.0
 PRODUCT_WEIGHT = 1.0
 #: what ``--model`` may name: the width, planes a step, and learning rate; narrow networks on small budgets want longer steps
@@ -96,7 +98,7 @@ class DiffuseTask:
         return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate, betas=(0.5, 0.999))
 
     def batch(self, step: int, rank: int, world: int, device) -> dict:
-        planes = self.stream.batch(step * world + rank, self.settings.batch_size, device)
+        planes = draw_planes(self.stream, step * world + rank, self.settings.batch_size, device)
         return {"plane": network_input(planes.intensity, planes.mask), **targets(planes)}
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
@@ -123,7 +125,21 @@ class DiffuseTask:
 
 def held_out_planes(stream: DiffuseStream, count: int, size: int = 8) -> list[SimulatedPlanes]:
     """``count`` planes of a stream in batches; a fixed set, since the stream is a function of the step."""
-    return [stream.batch(i, min(size, count - start)) for i, start in enumerate(range(0, count, size))]
+    return [draw_planes(stream, i, min(size, count - start)) for i, start in enumerate(range(0, count, size))]
+
+
+def draw_planes(stream: DiffuseStream, step: int, count: int, device="cpu", attempts: int = 8) -> SimulatedPlanes:
+    """The stream's batch of a step, or where the simulator refuses it (a drawn order whose S is below 0), a later one instead.
+
+    A function of the step alone, as the training loop needs it.
+    """
+    for attempt in range(attempts):
+        try:
+            return stream.batch(step + attempt * LATER, count, device)
+        except DataError as error:
+            log.debug("step %d, attempt %d: %s", step, attempt, error)
+            refused = error
+    raise refused
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ METRICS = {
     "form_factor_measured": "relative rms error of the form factor, measured pixels, median",
     "form_factor_all": "relative rms error of the form factor, all pixels, median",
 }
-PLANES = 128            # of every case
+PLANES = 64             # of every case
 SEED = 101              # of the evaluation stream
 
 

@@ -123,8 +123,16 @@ def _result(volume: DiffuseVolume, found: Factorisation, choices: FactoriseOptio
         method=method, link=found.link, r_factor=r, r_free=found.r_free, lattice=_refined_cell(volume, scale),
         period=period, support=found.support, centring=choices.centring, bragg_radius=found.bragg_radius, used=used,
         verdict=_verdict(applies, shown), applies=applies, alpha_vectors=vectors, alpha=alpha, alpha_covariance=covariance,
-        parameters={f.name: getattr(choices, f.name) for f in fields(choices) if f.name != "support_vectors"},
+        parameters=_plain(choices),
     )
+
+
+def _plain(choices: FactoriseOptions) -> dict:
+    out = {f.name: getattr(choices, f.name) for f in fields(choices)}
+    out["links"] = list(out["links"])
+    if out["support_vectors"] is not None:
+        out["support_vectors"] = np.asarray(out["support_vectors"], float).tolist()
+    return out
 
 
 def noise_r(volume: DiffuseVolume, used: np.ndarray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,15 @@ class Separation:
     parameters: dict[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     version: str = __version__
+
+    def __post_init__(self) -> None:
+        for name in ("period", "used", "alpha_vectors", "alpha", "alpha_covariance"):
+            value = getattr(self, name)
+            if value is not None:
+                value = np.array(value)
+                value.setflags(write=False)
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
 
     # -- derived -------------------------------------------------------------------------------------------------
 

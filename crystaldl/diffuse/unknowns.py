@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
+from numpy.polynomial import Chebyshev
 from torch import Tensor
 
 from ..errors import DataError
@@ -15,6 +15,7 @@ from .gauss_newton import Basis, State
 from .geometry import PlaneLattice, denominators, vectors_within
 
 PADDING = 1.15                  # repeat of D over extent of the data: room for values that do not match at the edges
+EDGE = 1.5                      # zones of that room at least
 SHELL = 0.4                     # width of the Patterson shells that share a prior variance, Å
 SHELL_CELLS = 0.07              # the same where the scale of Q is not known, in cells
 MOST = {2: (1300, 230), 3: (3000, 300)}
@@ -61,7 +62,8 @@ def arrays_of(volume, lattice: PlaneLattice, device: torch.device) -> Arrays:
         to_lattice, dual, parts = lattice.dual.T, np.eye(ndim), (1,) * ndim
         metric = lattice.dual @ lattice.metric @ lattice.dual.T
     extent = [float(np.ptp(np.asarray(c))) for c in corner_spread(volume.axes, to_lattice)]
-    divisions = tuple(int(math.ceil(PADDING * e / p)) * p for e, p in zip(extent, parts, strict=True))
+    # D must be free at the edges over the width of its finest detail, about a zone
+    divisions = tuple(int(math.ceil(max(PADDING * e, e + EDGE * p) / p)) * p for e, p in zip(extent, parts, strict=True))
     grid = FourierGrid(axes, torch.as_tensor(to_lattice, dtype=torch.float64, device=device), divisions)
     x = np.stack(np.meshgrid(*volume.axes, indexing="ij"), -1)
     to_frequency = None
@@ -101,9 +103,15 @@ def envelope_of(arrays: Arrays, valid: Tensor, bins: int = 24) -> Tensor:
         raise DataError("data has no positive mean in any ring of |Q|; expected diffuse intensity above background.")
     known = np.isfinite(means)
     centre = (np.arange(bins) + 0.5) / bins
-    level = np.interp(centre, centre[known], np.log(np.maximum(means[known], floor)))
-    level = gaussian_filter1d(level, 3.0, mode="nearest")
-    smooth = np.exp(np.interp(arrays.radius.cpu().numpy(), centre, level))
+    level = np.log(np.maximum(means[known], floor))
+    # a polynomial: every kink of g would be in D / g, whose transform is to end at the support
+    degree = min(4, int(known.sum()) - 1)
+    series = Chebyshev.fit(centre[known] ** 2, level, degree, domain=(0.0, 1.0))
+    # beyond the measured rings it goes on falling as it did, never rises
+    square = arrays.radius.cpu().numpy() ** 2
+    first, last = centre[known][[0, -1]] ** 2
+    inside = np.clip(square, first, last)
+    smooth = np.exp(series(inside) + min(float(series.deriv()(last)), 0.0) * np.maximum(square - last, 0.0))
     return torch.as_tensor(smooth, device=arrays.intensity.device)
 
 
@@ -116,6 +124,26 @@ def radial_functions(arrays: Arrays, count: int) -> Tensor:
     knots = torch.linspace(0, 1, count, dtype=torch.float64, device=arrays.radius.device)
     distance = (arrays.radius - knots.view(-1, *(1,) * arrays.radius.ndim)).abs() * (count - 1)
     return (1.0 - distance).clamp(min=0.0)
+
+
+def unseen(arrays: Arrays, valid: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Which points of a grid over one repeat of the order no valid pixel is near, bool (product of shape,).
+
+    The repeat is the box of one unit of each order coordinate (integers over the denominators).
+    """
+    parts = arrays.denominators
+    u = arrays.grid.coordinates().cpu().numpy()[:, valid.cpu().numpy()]
+    place = np.zeros(u.shape[1], dtype=int)
+    for i, (n, d) in enumerate(zip(shape, parts, strict=True)):
+        place = place * n + np.floor(np.mod(u[i] / d, 1.0) * n + 0.5).astype(int) % n
+    seen = np.bincount(place, minlength=math.prod(shape)).reshape(shape) > 0
+    for i, (n, d) in enumerate(zip(shape, parts, strict=True)):
+        step = abs(float(arrays.grid.axes[i][1] - arrays.grid.axes[i][0])) * float(arrays.grid.to_lattice[:, i].abs().max()) / d
+        near = seen.copy()
+        for k in range(1, int(math.ceil(0.75 * n * step)) + 1):
+            near |= np.roll(seen, k, axis=i) | np.roll(seen, -k, axis=i)
+        seen = near
+    return torch.as_tensor(~seen.ravel(), device=valid.device)
 
 
 def patterson_index(arrays: Arrays, support: float, vectors=None) -> np.ndarray:
@@ -162,6 +190,9 @@ def build(arrays: Arrays, support: float, reach: float, options, envelope: Tenso
     steps = np.array([float(x[1] - x[0]) for x in arrays.grid.axes])
     cycles = integers @ arrays.dual @ arrays.grid.to_lattice.cpu().numpy().T * steps
     integers = integers[np.all(np.abs(cycles) <= RESOLVED, axis=1)]
+    if not len(integers):
+        shortest = float(np.sqrt(np.diag(arrays.dual @ arrays.metric @ arrays.dual.T)).min())
+        raise DataError(f"reach is {reach:.3g}, shorter than the shortest lattice vector; expected at least {shortest:.3g}.")
     f = integers @ arrays.dual
     f_length = np.sqrt(np.einsum("ni,ij,nj->n", f, arrays.metric, f))
     order = np.round(f * np.array(arrays.denominators)).astype(int)
@@ -174,9 +205,10 @@ def build(arrays: Arrays, support: float, reach: float, options, envelope: Tenso
     start[0] = 1.0                          # the zero vector comes first
     shells_p, shells_s = int(p[2].max()) + 1, int(s[2].max()) + 1
     fade = 0.02 * torch.exp(-0.6 * torch.arange(shells_s, dtype=torch.float64, device=device))
-    valid = arrays.valid
-    level = float(arrays.intensity[valid].abs().mean())
-    spread = float(arrays.intensity[valid].var())
+    values = arrays.intensity[arrays.valid].sort().values
+    values = values[: max(len(values) - len(values) // 200, 2)]        # one absurd pixel must not set the scale
+    level = float(values.abs().mean())
+    spread = max(float(values.var()), (0.1 * level) ** 2)
     state = State(
         start, torch.zeros(len(s[0]), dtype=torch.float64, device=device),
         torch.zeros(len(basis.radial), dtype=torch.float64, device=device), arrays.grid,

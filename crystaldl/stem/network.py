@@ -223,6 +223,8 @@ class FCUNet(nn.Module):
                 layers.append(nn.Dropout(dropout))
         self.real_block = nn.Sequential(*layers)
         self.output = nn.Conv2d(filters, 1, 3, padding=1)
+        with torch.no_grad():
+            self.output.weight.mul_(0.1)  # images of |V_g| are nearly empty
 
     @staticmethod
     def cross_spectrum(pattern: Tensor, probe: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ def task_for(network: str, size: str, out: Path, seed: int = 0, bank: int | None
         raise ValueError(f"model is {network!r}; expected one of {', '.join(NETWORKS)}.")
     if size not in ("smoke", "full"):
         raise ValueError(f"size is {size!r}; expected 'smoke' or 'full'.")
-    rate = {"disknet": 2e-3, "fcunet": 1e-3}[network]
+    rate = {"disknet": 2e-3, "fcunet": 3e-3}[network]
     if size == "smoke":
         stream = StreamOptions(size=96, batch_size=4, seed=seed)
         settings = Settings(network, SMOKE_ARGUMENTS[network], stream, rate, evaluation_batches=1)

@@ -11,19 +11,9 @@ import torch
 from scipy.optimize import isotonic_regression, nnls
 
 from crystaldl.diffuse.fourier import FourierGrid
-from crystaldl.diffuse.gauss_newton import (
-    FADE,
-    Basis,
-    Problem,
-    Settings,
-    State,
-    _falling,
-    _moved,
-    _non_negative,
-    refine,
-    solve,
-)
+from crystaldl.diffuse.gauss_newton import Basis, Problem, Settings, State, _moved, refine
 from crystaldl.diffuse.links import LINKS, order_parameters
+from crystaldl.diffuse.numerics import FADE, falling, non_negative, solve
 
 EMPTY = torch.zeros(0, dtype=torch.float64)
 MODES = {"aligned": [(0, 0), (1, 1)], "oblique": [(0, 0), (0, 1), (1, 0), (1, 1)]}
@@ -262,13 +252,13 @@ def test_order_that_fades():
     rng = np.random.default_rng(7)
     for _ in range(5):
         variance, count = torch.as_tensor(np.exp(rng.normal(0, 2, 12))), torch.as_tensor(rng.integers(1, 9, 12))
-        found = _falling(variance, count).numpy()
+        found = falling(variance, count).numpy()
         assert np.all(found[1:] <= FADE * found[:-1] * (1 + 1e-9))
         trend = math.log(FADE) * np.arange(12)
         nearest = isotonic_regression(np.log(variance.numpy()) - trend, weights=count.numpy(), increasing=False).x
         assert np.log(found) == pytest.approx(nearest + trend)
     kept = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
-    assert _falling(kept, torch.ones(3)).numpy() == pytest.approx(kept.numpy())
+    assert falling(kept, torch.ones(3)).numpy() == pytest.approx(kept.numpy())
 
 
 def test_noise_grows_with_the_intensity():
@@ -313,7 +303,7 @@ def test_subset_least_squares_equals_nnls():
     for _ in range(20):
         columns, target = rng.random((24, 3)), np.abs(rng.normal(1, 0.5, 24)) + 0.1
         columns[:, 0] = 1
-        found = _non_negative(torch.as_tensor(columns), torch.as_tensor(target))
+        found = non_negative(torch.as_tensor(columns), torch.as_tensor(target))
         expected, _ = nnls(columns / target[:, None], np.ones(24))
         assert found == pytest.approx(expected, abs=1e-8)
 

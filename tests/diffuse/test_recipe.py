@@ -138,6 +138,21 @@ def test_batches_are_functions_of_seed_step_and_rank():
         assert torch.allclose(batch[name].amax((1, 2, 3)), torch.ones(SMOKE.batch_size))
 
 
+def test_a_refused_batch_is_replaced_for_good():
+    class Moody:
+        def batch(self, step, count, device):
+            if step in refused:
+                raise DataError("alpha makes S as low as -1")
+            return step
+
+    refused = {5, 5 + recipe.LATER}
+    assert recipe.draw_planes(Moody(), 4, 2) == 4
+    assert recipe.draw_planes(Moody(), 5, 2) == recipe.draw_planes(Moody(), 5, 2) == 5 + 2 * recipe.LATER
+    refused |= {5 + k * recipe.LATER for k in range(8)}
+    with pytest.raises(DataError, match="as low as -1"):
+        recipe.draw_planes(Moody(), 5, 2)
+
+
 def test_losses():
     torch.manual_seed(0)
     task = DiffuseTask(SMOKE)
@@ -363,3 +378,12 @@ def test_masks_and_noise_are_seen_as_measured():
     assert torch.allclose(
         dsfunet.unspread(wanted["scattering"][:, 0]), (planes.form_factor * planes.sro) / planes.peak[:, None, None], atol=1e-5
     )
+
+
+def test_the_shipped_model():
+    """Golden floor of the pair that ships, on planes of molecules it has not seen."""
+    net, entry = dsfunet.load_dsfunet("diffuse-dsfunet-w16-v1", "cpu")
+    assert entry.bytes < 8e6 and entry.arguments == {"width": 16} and not entry.default
+    batches = recipe.held_out_planes(DiffuseStream(101, 256, CLEAN, evaluation=True, **recipe.SMOKE_BANKS), 6, 3)
+    figures = recipe.accuracy(net, batches)
+    assert figures["sro_correlation_median"] > 0.8 and figures["form_factor_measured"] < 0.5

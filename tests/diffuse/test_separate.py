@@ -228,7 +228,7 @@ def test_centred_lattice():
 
 
 def test_volume():
-    x = np.linspace(-2, 2, 41)
+    x = np.linspace(-3, 3, 41)
     volume = DiffuseVolume(np.ones((41, 41, 41)), x, x, x, (7, 7, 8, 90, 90, 90))
     alpha = {(1, 0, 0): -0.1, (0, 1, 0): 0.08, (0, 0, 1): 0.06, (1, 1, 0): 0.04, (1, 0, 1): -0.03}
     d, s = difference_form_factor(volume, A, B), true_order(volume, alpha)
