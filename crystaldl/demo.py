@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crystaldl.powder.classify import Classification
 
-__all__ = ["JOBS", "Report", "powder", "run"]
+__all__ = ["JOBS", "Report", "diffuse", "powder", "run", "stem"]
 
 _INK, _GREY = "#1f4e79", "#5a5a5a"
 _COLOURS = {"right": "#2e7d4f", "wrong": "#c0392b", "(mixture)": "#b26a00"}
@@ -180,5 +180,67 @@ def _powder_panel(ax: Any, result: Classification, fact: dict[str, Any]) -> None
     ax.text(0.985, 0.72, note, fontsize="x-small", color=_GREY, **place)
 
 
+# ---------------------------------------------------------------------- diffuse scattering
+
+
+def diffuse(folder: Path) -> Report:
+    """Separate the sample plane and refine its order parameters; draws ``diffuse.png``."""
+    from crystaldl.examples import example_facts, load_example
+
+    name = "diffuse/hk0_poisson"
+    facts, plane = example_facts(name), load_example(name)
+    start = time.perf_counter()
+    parts = plane.separate(progress=False)
+    fit = parts.refine_sro(shells=6, laue=facts["laue"])
+    seconds = time.perf_counter() - start
+    figure, _ = parts.show()
+    figure.savefig(folder / "diffuse.png", dpi=110, metadata={"Software": None})
+    truth = {tuple(row[:3]): row[3] for row in facts["truth"]["alpha"]}
+    rows, inside = [], 0
+    for vector, alpha, sigma in zip(fit.vectors, fit.alpha, fit.sigma, strict=True):
+        key = tuple(int(round(v)) for v in vector)
+        true = truth.get(key, truth.get(tuple(-v for v in key), float("nan")))
+        inside += abs(alpha - true) < 2.0 * sigma
+        rows.append((" ".join(map(str, key)), f"{alpha:+.4f}", f"{sigma:.4f}", f"{true:+.4f}"))
+    remarks = (
+        f"{inside} of {len(rows)} order parameters within two standard uncertainties of the truth.",
+        f"R {100 * parts.r_factor:.1f} %, R free {100 * parts.r_free:.1f} % (counting noise); {seconds:.1f} s.",
+        f"The plane is simulated: {facts['title']}.",
+    )
+    header = ("vector", "alpha", "uncertainty", "truth")
+    return Report("Diffuse scattering: short-range order", header, tuple(rows), remarks, ("diffuse.png",))
+
+
+# ---------------------------------------------------------------------- 4D-STEM
+
+
+def stem(folder: Path) -> Report:
+    """Find the Bragg disks of the sample scan and map its strain; draws ``strain.png``."""
+    import numpy as np
+
+    from crystaldl.examples import example_facts, load_example
+    from crystaldl.stem.bragg import table_of
+    from crystaldl.stem.strain import fit_strain
+
+    name = "stem/strained_scan"
+    facts, cube = example_facts(name), load_example(name)
+    rows, strain = [], None
+    true = np.array(facts["truth"]["e_xx"])
+    for method in ("correlation", "fcunet"):
+        start = time.perf_counter()
+        bragg = cube.find_bragg_disks(method, progress=False)
+        strain = fit_strain(bragg)
+        seconds = time.perf_counter() - start
+        found = np.asarray(strain.get_slice("e_xx").data)
+        error = found - true - np.median(found - true)
+        count = len(table_of(bragg).intensity) / (cube.shape[0] * cube.shape[1])
+        rows.append((method, f"{count:.1f}", f"{100 * np.sqrt(np.mean(error**2)):.3f} %", f"{seconds:.1f} s"))
+    figure, _ = strain.show()
+    figure.savefig(folder / "strain.png", dpi=110, metadata={"Software": None})
+    remarks = (f"The scan is simulated: {facts['title']}.",)
+    header = ("method", "disks a pattern", "error of e_xx, rms", "time")
+    return Report("4D-STEM: Bragg disks and strain", header, tuple(rows), remarks, ("strain.png",))
+
+
 #: in the order they run
-JOBS: tuple[Callable[[Path], Report], ...] = (powder,)
+JOBS: tuple[Callable[[Path], Report], ...] = (powder, diffuse, stem)
