@@ -129,10 +129,8 @@ def _result(volume: DiffuseVolume, found: Factorisation, choices: FactoriseOptio
 
 def _plain(choices: FactoriseOptions) -> dict:
     out = {f.name: getattr(choices, f.name) for f in fields(choices)}
-    out["links"] = list(out["links"])
-    if out["support_vectors"] is not None:
-        out["support_vectors"] = np.asarray(out["support_vectors"], float).tolist()
-    return out
+    vectors = out.pop("support_vectors")
+    return out if vectors is None else out | {"support_vectors": np.array(vectors, dtype=float)}
 
 
 def noise_r(volume: DiffuseVolume, used: np.ndarray) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ class Separation:
                 value = np.array(value)
                 value.setflags(write=False)
                 object.__setattr__(self, name, value)
-        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+        object.__setattr__(self, "parameters", dict(self.parameters))
 
     # -- derived -------------------------------------------------------------------------------------------------
 

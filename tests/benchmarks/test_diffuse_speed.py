@@ -53,12 +53,12 @@ def plane():
 
 
 def measure(benchmark, name, function, rounds):
+    benchmark.group = "volume of 101³" if name == "volume" else "plane of 256²"
     result = benchmark.pedantic(function, rounds=rounds, iterations=1)
     taken[name] = benchmark.extra_info["seconds"] = benchmark.stats.stats.min
     return result
 
 
-@pytest.mark.benchmark(group="plane of 256²")
 @pytest.mark.parametrize("width", [PUBLISHED_WIDTH, COMPACT_WIDTH])
 def test_networks_alone(benchmark, width):
     net, x = DSFUNet(width).eval(), torch.zeros(1, 1, SIDE, SIDE)
@@ -67,7 +67,6 @@ def test_networks_alone(benchmark, width):
         measure(benchmark, f"networks, width {width}", lambda: net(x), 5)
 
 
-@pytest.mark.benchmark(group="plane of 256²")
 @pytest.mark.parametrize("method", methods_at_hand())
 def test_separation_of_a_plane(benchmark, plane, method):
     run = lambda: separate(plane, method=method, device="cpu", progress=False)  # noqa: E731
@@ -78,7 +77,6 @@ def test_separation_of_a_plane(benchmark, plane, method):
     assert taken[method] <= PROMISED.get(method, float("inf"))
 
 
-@pytest.mark.benchmark(group="volume of 101³")
 def test_separation_of_a_volume(benchmark):
     volume, _ = simulated_volume(101)
     parts = measure(benchmark, "volume", lambda: separate(volume, device="cpu", progress=False), 1)

@@ -144,7 +144,8 @@ def test_shipped_models_are_whole():
         models.load_weights(name)
     assert sum(card.bytes for card in cards.values()) <= 30_000_000
     for task in {card.task for card in cards.values()}:
-        assert models.default(task) in cards
+        if task != "diffuse":  # its default method needs no network
+            assert models.default(task) in cards
 
 
 def test_the_package_ships_its_powder_models():
