@@ -160,7 +160,8 @@ def _order(volume: DiffuseVolume, found: Factorisation):
     n, m = len(state.p), len(state.alpha)
     alpha, jacobian = order_parameters(found.problem, state.alpha)
     covariance = jacobian @ found.factors.covariance[n : n + m, n : n + m] @ jacobian.T
-    frequency = basis.order.cpu().numpy() / np.array(found.denominators)
+    # cycles a unit of u, then of the axis coordinates
+    frequency = basis.order.cpu().numpy() / np.array(found.denominators) @ found.start_lattice.cpu().numpy().T
     vectors = direct_vectors(frequency, np.asarray(volume.basis, float), found.centring)
     return vectors, alpha.cpu().numpy(), covariance.cpu().numpy()
 

@@ -46,12 +46,9 @@ def arrays_of(volume, lattice: PlaneLattice, device: torch.device) -> Arrays:
     """Tensors of a volume or plane (float64; unmeasured pixels are 0 with ``valid`` False)."""
     data = torch.as_tensor(np.where(volume.mask, volume.data, 0.0), dtype=torch.float64, device=device)
     valid = torch.as_tensor(np.array(volume.mask), device=device)
-    sigma = None
-    if volume.sigma is not None:
-        known = np.asarray(volume.sigma)[volume.mask]
-        fallback = np.nanmedian(known[known > 0]) if np.any(known > 0) else 1.0
-        filled = np.where(volume.mask & (np.nan_to_num(volume.sigma) > 0), volume.sigma, fallback)
-        sigma = torch.as_tensor(filled, dtype=torch.float64, device=device)
+    sigma = _uncertainties(volume)
+    if sigma is not None:
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=device)
     centre = np.zeros(volume.ndim) if lattice.centre is None else lattice.centre
     axes = tuple(torch.as_tensor(axis - c, dtype=torch.float64, device=device)
                  for axis, c in zip(volume.axes, centre, strict=True))
@@ -76,6 +73,26 @@ def arrays_of(volume, lattice: PlaneLattice, device: torch.device) -> Arrays:
     cell = float(abs(np.linalg.det(dual)) * math.sqrt(np.linalg.det(metric))) ** (1.0 / ndim)
     return Arrays(data, valid, sigma, grid, dual, metric, parts, lattice, radius, cell,
                   (lattice.even_factor, lattice.even_order), to_frequency)
+
+
+def _uncertainties(volume) -> np.ndarray | None:
+    """Given σ with gaps filled; None where there are none, or where they are only the square roots of the counts themselves.
+
+    Weights from a pixel's own count favour what fluctuated down; the variance is then taken from the model instead.
+    """
+    if volume.sigma is None:
+        return None
+    sigma = np.where(volume.mask, np.nan_to_num(volume.sigma), 0.0)
+    known = sigma[volume.mask] > 0
+    if not known.any():
+        return None
+    variance, counts = np.square(sigma[volume.mask][known]), volume.data[volume.mask][known]
+    bright = counts > np.median(counts)
+    if bright.sum() > 20 and np.median(counts) > 0:
+        ratio = variance[bright] / counts[bright]
+        if np.median(np.abs(ratio / np.median(ratio) - 1.0)) < 1e-3:
+            return None
+    return np.where(sigma > 0, sigma, np.median(sigma[volume.mask][known]))
 
 
 def corner_spread(axes, to_lattice: np.ndarray) -> list[np.ndarray]:
