@@ -29,8 +29,10 @@ CENTRING = {
 
 def centring_vectors(centring: str) -> np.ndarray:
     """Lattice points in one cell, (n, 3), in fractions of the edges."""
-    if centring not in CENTRING:
+    letter = centring.strip().upper() if isinstance(centring, str) else centring
+    if not isinstance(letter, str) or letter not in CENTRING:
         raise DataError(f"centring is {centring!r}, expected one of {', '.join(CENTRING)}.")
+    centring = letter
     return np.array(CENTRING[centring], dtype=float) / (6.0 if centring == "R" else 2.0)
 
 

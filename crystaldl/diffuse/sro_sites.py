@@ -17,12 +17,13 @@ import numpy as np
 
 from ..errors import DataError
 from ..physics.lattice import cell_matrix
+from .geometry import centring_vectors
 from .molecular import Molecule
 from .sro_inputs import Inputs, check_coverage, check_volume, is_separation, pixel_share, resolve_background
 from .sro_kernels import Design, Geometry, Term
 from .sro_result import SROFit
 from .sro_solve import solve_design
-from .sro_vectors import MAX_SHELLS, SAME_LENGTH, VectorOrbits, centring_vectors, in_lattice, lattice_points, zone_axis
+from .sro_vectors import MAX_SHELLS, SAME_LENGTH, VectorOrbits, in_lattice, lattice_points, zone_axis
 
 __all__ = ["Site", "refine_site_sro", "site_products"]
 

@@ -13,18 +13,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..physics.lattice import cell_matrix, metric_tensor
+from .geometry import centring_vectors
 from .symmetry import laue_operations
 
-__all__ = ["CENTRINGS", "VectorOrbits", "centring_vectors", "in_lattice", "lattice_points", "vector_orbits", "zone_axis"]
-
-_HALF, _THIRD = 0.5, 1.0 / 3.0
-_CENTRING = {
-    "P": [], "A": [(0, _HALF, _HALF)], "B": [(_HALF, 0, _HALF)], "C": [(_HALF, _HALF, 0)],
-    "I": [(_HALF, _HALF, _HALF)], "F": [(0, _HALF, _HALF), (_HALF, 0, _HALF), (_HALF, _HALF, 0)],
-    "R": [(2 * _THIRD, _THIRD, _THIRD), (_THIRD, 2 * _THIRD, 2 * _THIRD)],
-}  # fmt: skip
-#: lattice types by their letter; "R" is the obverse setting on hexagonal axes
-CENTRINGS = tuple(_CENTRING)
+__all__ = ["VectorOrbits", "in_lattice", "lattice_points", "vector_orbits", "zone_axis"]
 
 SAME_LENGTH = 2e-3      # lattice vectors whose lengths differ by less (relative) are one shell
 MAX_SHELLS = 60
@@ -73,14 +65,6 @@ class VectorOrbits:
         return len(self.vectors)
 
 
-def centring_vectors(centring: str) -> np.ndarray:
-    """(m, 3) lattice points in the cell, the origin first."""
-    letter = str(centring).strip().upper() if isinstance(centring, str) else centring
-    if not isinstance(letter, str) or letter not in _CENTRING:
-        raise DataError(f"centring is {centring!r}; expected one of {', '.join(CENTRINGS)}.")
-    return np.array([(0.0, 0.0, 0.0), *_CENTRING[letter]])
-
-
 def in_lattice(vectors, centring: str, tolerance: float = 1e-3) -> np.ndarray:
     """(n,) bool: which fractional vectors are lattice vectors."""
     rest = np.asarray(vectors, dtype=float)[:, None, :] - centring_vectors(centring)
@@ -121,7 +105,7 @@ def vector_orbits(volume, shells=None, vectors=None, laue: str | None = None, ce
     vectors : (n, 3) array_like, in place of shells
     laue : str or None
         Laue class; None sets only R and -R equal.
-    centring : str, one of `CENTRINGS`
+    centring : str, one of `geometry.CENTRING`
 
     Raises
     ------

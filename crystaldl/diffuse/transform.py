@@ -9,21 +9,10 @@ from scipy.interpolate import make_smoothing_spline
 
 from ..errors import DataError
 from .checks import check_number
+from .geometry import allowed, centring_vectors
 from .grid import interpolate, steps, to_index
 
-__all__ = ["CENTRINGS", "punch_bragg", "radial_background", "rebin", "subtract_background"]
-
-# Lattice points per cell, in sixths: a reflection is present when h·t is whole for all of them.
-_CENTRING_SIXTHS = {
-    "P": (),
-    "A": ((0, 3, 3),),
-    "B": ((3, 0, 3),),
-    "C": ((3, 3, 0),),
-    "I": ((3, 3, 3),),
-    "F": ((0, 3, 3), (3, 0, 3), (3, 3, 0)),
-    "R": ((4, 2, 2), (2, 4, 4)),  # obverse setting on hexagonal axes
-}
-CENTRINGS = tuple(_CENTRING_SIXTHS)
+__all__ = ["punch_bragg", "radial_background", "rebin", "subtract_background"]
 
 
 def punch_bragg(volume, radius=0.1, *, centring: str = "P", units: str = "rlu", extra=None):
@@ -53,8 +42,7 @@ def punch_bragg(volume, radius=0.1, *, centring: str = "P", units: str = "rlu", 
     """
     if volume.lattice is None:
         raise DataError("the lattice of this plane is not known (from_pixels); punch_bragg needs hkl axes.")
-    if centring not in CENTRINGS:
-        raise DataError(f"centring is {centring!r}; expected one of {', '.join(CENTRINGS)}.")
+    centring_vectors(centring)
     if units not in ("rlu", "inv_angstrom"):
         raise DataError(f"units is {units!r}; expected 'rlu' or 'inv_angstrom'.")
     if units == "rlu":
@@ -114,16 +102,8 @@ def _near_node(hkl, scale, reach, centring: str) -> np.ndarray:
     for corner in product(*spans):
         near = np.flatnonzero(np.square((fraction - corner) @ scale).sum(axis=1) <= 1 + 1e-9)
         near = near[~hit[near]]
-        hit[near] = _present(base[near] + corner, centring)
+        hit[near] = allowed(base[near] + corner, centring)
     return hit
-
-
-def _present(nodes, centring: str) -> np.ndarray:
-    out = np.ones(len(nodes), dtype=bool)
-    whole = nodes.astype(np.int64)
-    for point in _CENTRING_SIXTHS[centring]:
-        out &= whole @ np.array(point) % 6 == 0
-    return out
 
 
 # -- background ----------------------------------------------------------------------------------------------------

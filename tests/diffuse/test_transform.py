@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystaldl.diffuse.delta_pdf import DeltaPDF
+from crystaldl.diffuse.geometry import CENTRING
 from crystaldl.diffuse.slices import parse_plane
-from crystaldl.diffuse.transform import CENTRINGS
 from crystaldl.diffuse.volume import DiffuseVolume
 from crystaldl.errors import DataError
 
@@ -31,7 +31,7 @@ def linear(volume, slope=(1.0, -2.0, 0.5)):
 # -- Bragg peaks ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("centring", CENTRINGS)
+@pytest.mark.parametrize("centring", CENTRING)
 def test_punched_nodes_are_those_gemmi_allows(centring):
     group = gemmi.find_spacegroup_by_name({"R": "R 3:H"}.get(centring, f"{centring} 1")).operations()
     volume = flat_volume(17).punch_bragg(0.05, centring=centring)
@@ -384,7 +384,7 @@ BAD = {
     "punch text": (lambda v, p: v.punch_bragg("big"), "radius is 'big'"),
     "punch sphere": (lambda v, p: v.punch_bragg(0, units="inv_angstrom"), "radius is 0"),
     "punch all": (lambda v, p: v.punch_bragg(3), "masks every measured pixel"),
-    "centring": (lambda v, p: v.punch_bragg(centring="X"), "centring is 'X'; expected one of P, A"),
+    "centring": (lambda v, p: v.punch_bragg(centring="X"), "centring is 'X', expected one of P, A"),
     "units": (lambda v, p: v.punch_bragg(units="px"), "units is 'px'"),
     "extra": (lambda v, p: v.punch_bragg(extra=[(1, 2)]), "extra is no list"),
     "background": (lambda v, p: v.subtract_background("flat"), "background is 'flat'"),
