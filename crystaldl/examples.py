@@ -1,4 +1,4 @@
-"""Sample data that comes with the package: small simulated scans and diffuse scattering with known truth."""
+"""Sample data that comes with the package: small simulated scans, diffuse scattering and a 4D-STEM scan of known truth."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from crystaldl.errors import DataError
 if TYPE_CHECKING:
     from crystaldl.diffuse.volume import DiffuseVolume
     from crystaldl.powder.pattern import PowderPattern
+    from crystaldl.stem.datacube import DataCube
 
 __all__ = ["example_facts", "examples", "load_example"]
 
@@ -31,11 +32,11 @@ def _manifest() -> dict[str, dict]:
 
 
 def examples(technique: str | None = None) -> list[str]:
-    """Names of the samples, as `load_example` takes them: ``["powder/halite", …, "diffuse/rods"]``.
+    """Names of the samples, as `load_example` takes them: ``["powder/halite", …, "stem/strained_scan"]``.
 
     Parameters
     ----------
-    technique : {"powder", "diffuse"}, optional
+    technique : {"powder", "diffuse", "stem"}, optional
         Only its samples.
     """
     return [name for name in _manifest() if technique is None or name.startswith(f"{technique}/")]
@@ -51,7 +52,9 @@ def example_facts(name: str) -> dict[str, Any]:
         the largest weight fraction first, its ``formula``, ``crystal_system``, ``space_group``, ``symbol``, ``cell``
         (Å, degrees) and the publication its ``structure`` is from. Diffuse scattering: ``cell``, ``laue``, and ``truth``,
         the content of the JSON file beside the data: the ``atoms`` [element, x, y, z] of one variant of the site
-        (Cartesian, Å), ``b_iso``, ``scale``, and ``alpha``, rows [u, v, w, α] of one of each ±R.
+        (Cartesian, Å), ``b_iso``, ``scale``, and ``alpha``, rows [u, v, w, α] of one of each ±R. 4D-STEM: ``truth``
+        with the strain of each scan row (``rows``; theta in rad; None over vacuum), the ``vacuum`` and ``layer`` ranges of
+        rows, and in px the beam's position, ``g`` and ``layer_g``, the disks' vectors from it.
 
     Raises
     ------
@@ -67,18 +70,19 @@ def example_facts(name: str) -> dict[str, Any]:
     return facts
 
 
-def load_example(name: str) -> PowderPattern | DiffuseVolume:
+def load_example(name: str) -> PowderPattern | DiffuseVolume | DataCube:
     """Read a sample scan, plane or volume.
 
     Parameters
     ----------
     name : str
-        Such as ``"powder/quartz"`` or ``"diffuse/hk0_poisson"``; see `examples`.
+        Such as ``"powder/quartz"``, ``"diffuse/hk0_poisson"`` or ``"stem/strained_scan"``; see `examples`.
 
     Returns
     -------
-    PowderPattern or DiffuseVolume
-        A full scan with background and counting noise, or counts of diffuse scattering with unmeasured regions.
+    PowderPattern, DiffuseVolume or DataCube
+        A full scan with background and counting noise, counts of diffuse scattering with unmeasured regions, or counts of
+        a scanned diffraction experiment.
 
     Raises
     ------
@@ -90,6 +94,10 @@ def load_example(name: str) -> PowderPattern | DiffuseVolume:
         from crystaldl.diffuse.volume import DiffuseVolume
 
         return DiffuseVolume.from_file(_folder() / file)
+    if file.startswith("stem/"):
+        from crystaldl.stem.datacube import DataCube
+
+        return DataCube.from_file(_folder() / file)
     from crystaldl.powder.pattern import PowderPattern
 
     return PowderPattern.from_file(_folder() / file)

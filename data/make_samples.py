@@ -1,4 +1,4 @@
-"""Make the samples of this folder, powder scans and diffuse scattering: ``python data/make_samples.py [--out FOLDER]``.
+"""Make the samples of this folder, powder, diffuse scattering and 4D-STEM: ``python data/make_samples.py [--out FOLDER]``.
 
 Textbook structures, typed in below from the publication named with each, are turned into laboratory scans with the
 structure factors of `crystaldl.physics`: Kα doublet, Voigt lines that widen along the axis, texture, specimen
@@ -9,6 +9,9 @@ The lines are drawn here, on the scan's own axis, rather than by the training si
 with every improvement, and these files must not. For the same reason diffuse scattering is summed here,
 ``I = c (1 - c) |F_A - F_B|² S``: two orientations of a molecule on one site, and short-range order S = C / (1 + βJ)
 (Krivoglaz-Clapp-Moss), which is positive. Their cells are made up; bond lengths are those of textbooks.
+
+Disks of the 4D-STEM scan are filled with the Bloch-wave intensities of `crystaldl.stem`, which draw no random numbers,
+and drawn at exact centres that follow from the strain of each position.
 """
 
 from __future__ import annotations
@@ -160,6 +163,38 @@ DIFFUSE = (
             (("Br", 0.0, 0.0, 1.59), ("C", 0.0, 0.0, -0.20), ("N", 0.0, 0.0, -1.36)),
             {(1, 0, 0): -0.1, (0, 1, 0): -0.1, (0, 0, 1): 0.16, (1, 1, 0): 0.05, (1, -1, 0): 0.05}, "4/mmm", peak_counts=500.0),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Strained:
+    """A scan over a wedge of one crystal with a strained and turned layer in it, and vacuum before it.
+
+    Rows (x) run through the layer, columns (y) along the wedge. ``vacuum`` and ``layer`` count rows, ``strain`` is e_xx, e_yy,
+    e_xy and theta (rad) of the layer against the rest, ``spacing`` the distance of the nearest disks in px.
+    """
+
+    file: str
+    title: str
+    structure: str
+    zone: tuple
+    scan: tuple = (20, 20)
+    pattern: tuple = (96, 96)
+    voltage: float = 200.0  # kV
+    radius: float = 5.0  # of the disks, px
+    spacing: float = 12.5
+    turn: float = 12.0  # of the crystal in the pattern, degrees
+    thickness: tuple = (15.0, 35.0)  # nm, of the first and last column
+    tilt: tuple = (2e-3, -1e-3)  # of the crystal, rad
+    vacuum: tuple = (0, 2)
+    layer: tuple = (10, 15)
+    strain: tuple = (0.015, 0.0, 0.0, 0.004)
+    descan: tuple = (2.0, -1.5)  # px along qx over all rows, along qy over all columns
+    electrons: float = 1e5  # a pattern
+    background: float = 0.08  # share of the electrons in a smooth tail
+    b_iso: float = 0.5
+
+
+STRAINED = (Strained("strained_scan.h5", "Zincite ZnO [001] with a buried strained layer", "zincite", (0, 0, 1)),)
 
 
 def cell_content(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
@@ -341,9 +376,116 @@ def write_diffuse(sample: Diffuse, number: int, folder: Path) -> dict:
     }  # fmt: skip
 
 
+def disk_fillings(sample: Strained) -> tuple[np.ndarray, np.ndarray, float]:
+    """g (M, 2) in Å⁻¹, intensity maps (columns, M, 16, 16) of their disks, and px a Å⁻¹; by Bloch waves, without absorption."""
+    import torch
+
+    from crystaldl.physics.crystals import Crystal
+    from crystaldl.stem.bank import directions, interpolation
+    from crystaldl.stem.bloch import beam_intensities, prepare_zone
+    from crystaldl.stem.electrons import wavelength
+
+    structure = STRUCTURES[sample.structure]
+    numbers, positions = cell_content(structure)
+    crystal = Crystal(numbers, positions, np.array(structure.cell, dtype=float), structure.space_group)
+    tilt = np.array(sample.tilt) / wavelength(sample.voltage)
+    zone = prepare_zone(crystal, sample.zone, voltage=sample.voltage, b_iso=sample.b_iso, tilt=tilt)
+    length = np.hypot(*zone.g.T)
+    allowed = (zone.structure_factor > 1e-6 * zone.u0) & (length > 0)
+    scale = sample.spacing / length[allowed].min()
+    tilts = torch.as_tensor(tilt + directions() * sample.radius / scale)
+    thickness = torch.as_tensor(10.0 * np.linspace(*sample.thickness, sample.scan[1]))
+    values = beam_intensities(zone, tilts, thickness, dtype=torch.complex128).permute(1, 2, 0).numpy()
+    side = round(interpolation().shape[1] ** 0.5)
+    return zone.g, (values @ interpolation()).reshape(*values.shape[:2], side, side), scale
+
+
+def strained_patterns(sample: Strained, number: int) -> tuple[np.ndarray, dict]:
+    """Counts (Rx, Ry, Qx, Qy) and truth: maps (Rx, Ry) of the strain, None over vacuum, and of the beam's position, px.
+
+    Axis 0 of scan and pattern is x. g' = F⁻ᵀ g with F = 1 + e + turn; theta is positive from y towards x.
+    """
+    import torch
+
+    from crystaldl.stem.simulate import SceneOptions, draw_disks
+
+    g, maps, scale = disk_fillings(sample)
+    angle = np.radians(sample.turn)
+    g = scale * g @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    (n_x, n_y), shape = sample.scan, sample.pattern
+    e_xx, e_yy, e_xy, theta = sample.strain
+    change = np.linalg.inv(np.array([[1 + e_xx, e_xy + theta], [e_xy - theta, 1 + e_yy]]))  # rows g' = g F⁻¹
+    options = SceneOptions(shape, sample.radius)
+    rows, beams = [], []
+    for i in range(n_x):
+        at = g @ change if sample.layer[0] <= i < sample.layer[1] else g
+        fill = np.zeros_like(maps) if sample.vacuum[0] <= i < sample.vacuum[1] else maps
+        if fill is not maps:
+            fill[:, 0] = 1.0
+        beam = np.array([[sample.descan[0] * (i / (n_x - 1) - 0.5), sample.descan[1] * (j / (n_y - 1) - 0.5)] for j in range(n_y)])
+        beam = beam + np.array(shape) // 2
+        centres = torch.as_tensor(beam[:, None] + at)
+        eye = sample.radius * torch.eye(2, dtype=torch.float64).expand(n_y, 2, 2)
+        image = draw_disks(torch.as_tensor(fill), centres, eye, options)[0].numpy()
+        grid = np.indices(shape)[:, None] - beam.T[:, :, None, None]
+        tail = (1 + (grid**2).sum(0) / 12.0**2) ** -1.5 * (fill is maps)
+        share = sample.background * tail / np.maximum(tail.sum((1, 2), keepdims=True), 1e-300)
+        rows.append((1 - sample.background) * image / (np.pi * sample.radius**2) + share)
+        beams.append(beam)
+    uniform = np.random.default_rng([SEED, 2000 + number]).random((n_x, n_y, *shape))
+    counted = poisson.ppf(uniform, sample.electrons * np.maximum(rows, 0)).astype(np.uint16)
+    line = [None if sample.vacuum[0] <= i < sample.vacuum[1] else float(sample.layer[0] <= i < sample.layer[1]) for i in range(n_x)]
+    names = ("e_xx", "e_yy", "e_xy", "theta")
+    strain = {n: [None if on is None else on * e for on in line] for n, e in zip(names, sample.strain, strict=True)}
+    truth = {
+        "title": sample.title, "crystal": STRUCTURES[sample.structure].formula, "zone": list(sample.zone),
+        "voltage_kV": sample.voltage, "radius": sample.radius, "thickness_nm": list(sample.thickness), "rows": strain,
+        "vacuum": list(sample.vacuum), "layer": list(sample.layer), "electrons": sample.electrons,
+        "g": np.round(g, 6).tolist(), "layer_g": np.round(g @ change, 6).tolist(), "beam": np.round(beams, 6).tolist(),
+        "share": np.round(maps.mean((2, 3)), 5).tolist(),
+    }  # fmt: skip
+    return counted, truth
+
+
+def write_strained(sample: Strained, number: int, folder: Path) -> dict:
+    """Write the scan (HDF5, layout of EMD 1.0, which py4DSTEM reads) and truth (JSON); returns the manifest's entry."""
+    counted, truth = strained_patterns(sample, number)
+    with h5py.File(folder / sample.file, "w") as file:
+        file.attrs.update({"emd_group_type": "file", "version_major": 1, "version_minor": 0, "authoring_program": "crystaldl"})
+        root = file.create_group("datacube_root")
+        root.attrs.update({"emd_group_type": "root", "python_class": "Root"})
+        bundle = root.create_group("metadatabundle")
+        bundle.attrs["emd_group_type"] = "metadatabundle"
+        calibration = bundle.create_group("calibration")
+        calibration.attrs.update({"emd_group_type": "metadata", "python_class": "Calibration"})
+        for name, unit in (("Q", "pixels"), ("R", "pixels")):
+            calibration[f"{name}_pixel_size"], calibration[f"{name}_pixel_units"] = 1, np.bytes_(unit)
+            calibration[f"{name}_pixel_size"].attrs["type"] = "number"
+            calibration[f"{name}_pixel_units"].attrs["type"] = "string"
+        calibration["_root_treepath"] = np.bytes_("")
+        calibration["_root_treepath"].attrs["type"] = "string"
+        paths = calibration.create_group("_target_paths")
+        paths.attrs.update({"type": "list_of_strings", "length": 1})
+        paths["0"] = np.bytes_("/datacube")
+        cube = root.create_group("datacube")
+        cube.attrs.update({"emd_group_type": "array", "python_class": "DataCube"})
+        data = cube.create_dataset("data", data=counted, chunks=(1, *counted.shape[1:]), compression="gzip", shuffle=True)
+        data.attrs["units"] = "pixel intensity"
+        for axis, name in enumerate(("Rx", "Ry", "Qx", "Qy")):
+            dim = cube.create_dataset(f"dim{axis}", data=np.array([0, 1]))
+            dim.attrs.update({"name": name, "units": "pixels"})
+    beside = (folder / sample.file).with_suffix(".json")
+    beside.write_bytes((json.dumps(truth, ensure_ascii=False) + "\n").encode("utf-8"))
+    return {
+        "file": f"stem/{sample.file}", "sha256": hashlib.sha256((folder / sample.file).read_bytes()).hexdigest(),
+        "title": sample.title, "radiation": "electron", "truth": f"stem/{beside.name}", "licence": LICENCE,
+        "made": "simulated by make_samples.py: Bloch waves, a wedge, a strained layer, descan, counting noise",
+    }  # fmt: skip
+
+
 def write(folder: Path) -> dict:
     """Write all files and the manifest into a folder; returns the manifest."""
-    for name in ("powder", "diffuse"):
+    for name in ("powder", "diffuse", "stem"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     samples = {}
     for number, scan in enumerate(SCANS):
@@ -352,6 +494,8 @@ def write(folder: Path) -> dict:
         samples["powder/" + scan.file.split(".")[0]] = entry(scan, content)
     for number, sample in enumerate(DIFFUSE):
         samples["diffuse/" + sample.file.split(".")[0]] = write_diffuse(sample, number, folder / "diffuse")
+    for number, sample in enumerate(STRAINED):
+        samples["stem/" + sample.file.split(".")[0]] = write_strained(sample, number, folder / "stem")
     manifest = {"licence": LICENCE, "seed": SEED, "samples": samples}
     content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (folder / "MANIFEST.json").write_bytes(content.encode("utf-8"))

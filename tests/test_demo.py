@@ -22,6 +22,7 @@ from crystaldl.models import registry
 ROOT = Path(__file__).parents[1]
 NAMES = examples.examples("powder")
 DIFFUSE = examples.examples("diffuse")
+STEM = examples.examples("stem")
 SHIPPED = bool(registry.available("powder"))
 needs_model = pytest.mark.skipif(not SHIPPED, reason="no trained powder model ships yet")
 
@@ -64,7 +65,7 @@ def test_no_file_is_without_an_entry_and_all_are_small():
 def test_samples_are_made_again_byte_for_byte(make_samples, tmp_path):
     manifest = make_samples.write(tmp_path)
     assert (tmp_path / "MANIFEST.json").read_bytes() == (examples._folder() / "MANIFEST.json").read_bytes()
-    for name in [*NAMES, *DIFFUSE]:
+    for name in [*NAMES, *DIFFUSE, *STEM]:
         content = (tmp_path / manifest["samples"][name]["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == examples.example_facts(name)["sha256"]
 
@@ -145,10 +146,10 @@ def test_missing_samples(tmp_path, monkeypatch):
 def test_demo(tmp_path, capsys):
     start = time.perf_counter()
     assert demo.run(tmp_path / "new" / "folder") == 0
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 120
     out = capsys.readouterr().out
     folder = tmp_path / "new" / "folder"
-    assert {p.name for p in folder.iterdir()} == {"powder.png", "summary.txt"}
+    assert {p.name for p in folder.iterdir()} == {"powder.png", "diffuse.png", "strain.png", "summary.txt"}
     assert (folder / "powder.png").read_bytes().startswith(b"\x89PNG") and (
         folder / "powder.png"
     ).stat().st_size > 50_000
@@ -188,6 +189,8 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert blocks
     shutil.copy(examples._folder() / "powder" / "quartz.xy", tmp_path / "scan.xy")
+    shutil.copy(examples._folder() / "diffuse" / "rods.h5", tmp_path / "volume.h5")
+    shutil.copy(examples._folder() / "stem" / "strained_scan.h5", tmp_path / "scan.h5")
     monkeypatch.chdir(tmp_path)
     space: dict = {}
     for block in blocks:
@@ -205,4 +208,4 @@ def test_readme_is_finished():
 
 def test_manifest_is_plain_json():
     manifest = json.loads((examples._folder() / "MANIFEST.json").read_text(encoding="utf-8"))
-    assert list(manifest["samples"]) == [*NAMES, *DIFFUSE]
+    assert list(manifest["samples"]) == [*NAMES, *DIFFUSE, *STEM]

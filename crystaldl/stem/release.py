@@ -43,7 +43,8 @@ _NOTES = (
     "Proposes disks; their positions and uncertainties are those of the variable projection that follows, so strain is hardly "
     "better than from correlation with the same projection: the gain is in finding disks among false ones. Confidence ranks "
     "disks but is no calibrated probability. Strain still depends on thickness where multiple scattering is strong: up to "
-    "0.43 % along an unstrained wedge of rutile. |V_g| is known by rank only (correlation about 0.7). Trained briefly and on "
+    "0.43 % along an unstrained wedge of rutile (seen in development). |V_g| is known by rank only (correlation about 0.7). "
+    "Trained briefly and on "
     "simulated patterns only; no figure here is of a measured scan. Figures are of held-out crystals in draws not used before."
 )
 
@@ -89,7 +90,7 @@ def measure(network: nn.Module, crystals: int = CRYSTALS, patterns: int = PATTER
         }
         rows += [{"data": f"{entry.name}: {multislice}", "metric": k, "value": v} for k, v in values.items()]
         recall = recall_at(corrupted, entry.method, (1,))[1]
-        metric = "recall of visible disks with at most one false one a pattern"
+        metric = "recall, at most one false disk a pattern (best threshold of each)"
         rows.append({"data": f"{entry.name}: {simulated}", "metric": metric, "value": recall})
     found = detection_figures(network, held_out, StreamOptions(160, 16, seed=SEED), 2, "cpu")
     data = "DiskNet + VarPro: Bloch waves, 32 patterns of 160 × 160 px with all corruptions"
