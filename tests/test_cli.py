@@ -155,3 +155,49 @@ class TestTrain:
         assert code == 2 and "holds no checkpoint" in err.splitlines()[-1]
         with pytest.raises(FileNotFoundError):
             cli.main(["--traceback", "train", "powder", *map(str, arguments), "--resume", str(tmp_path / "nowhere")])
+
+
+# ---------------------------------------------------------------------- diffuse, stem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("separate", "nothing.h5"), "nothing.h5 does not exist"),
+        (("separate", "PLANE", "--method", "magic"), "method is 'magic', expected one of"),
+        (("separate", "PLANE", "--laue", "m-3m"), "laue is 'm-3m'"),
+        (("separate", "PLANE", "--support", "-1"), "support is -1.0, expected a length"),
+        (("strain", "nothing.h5"), "nothing.h5 does not exist"),
+        (("strain", "SCAN", "--method", "magic"), "magic"),
+        (("strain", "SCAN", "--probe", "nothing.npy"), "probe is 'nothing.npy', which does not exist"),
+    ],
+)
+def test_bad_input_of_the_wings(capsys, tmp_path, arguments, text):
+    from crystaldl.examples import _folder
+
+    files = {"PLANE": _folder() / "diffuse" / "hk0_poisson.h5", "SCAN": _folder() / "stem" / "strained_scan.h5"}
+    code = cli.main([*(str(files.get(a, a)) for a in arguments), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert code == 2 and text in error and error.count("\n") == 1
+
+
+def test_separate_writes_what_it_says(capsys, tmp_path):
+    from crystaldl.diffuse.separation import Separation
+    from crystaldl.examples import _folder
+
+    plane = str(_folder() / "diffuse" / "hk0_poisson.h5")
+    code = cli.main(["separate", plane, "--out", str(tmp_path), "--laue", "112/m", "--json"])
+    summary = json.loads(capsys.readouterr().out)
+    assert code == 0 and summary["applies"] and len(summary["alpha"]) >= 6
+    assert {p.name for p in tmp_path.iterdir()} == {"separation.h5", "separation.png", "alpha.csv", "alpha.png", "summary.json"}
+    assert Separation.from_file(tmp_path / "separation.h5").r_factor == pytest.approx(summary["r_factor"])
+
+
+def test_strain_writes_what_it_says(capsys, tmp_path):
+    from crystaldl.examples import _folder
+
+    scan = str(_folder() / "stem" / "strained_scan.h5")
+    code = cli.main(["strain", scan, "--method", "correlation", "--out", str(tmp_path), "--json"])
+    summary = json.loads(capsys.readouterr().out)
+    assert code == 0 and summary["disks"] > 2000 and summary["positions_fitted"] == 360
+    assert {p.name for p in tmp_path.iterdir()} >= {"bragg.h5", "strain.h5", "strain.png", "disks.png", "summary.json"}

@@ -43,6 +43,10 @@ def _separate(args: Any) -> int:
 
     extra = {} if args.missing is None else {"missing": args.missing}
     volume = DiffuseVolume.from_file(args.file, lattice=args.lattice, radiation=args.radiation, **extra)
+    if args.laue and volume.lattice is not None:
+        from ..diffuse.symmetry import laue_operations
+
+        laue_operations(args.laue, volume.lattice)      # says what is wrong before minutes of work
     if args.laue and volume.ndim == 3:
         volume = volume.symmetrize(args.laue)
     if args.plane:
