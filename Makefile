@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := $(or $(VIRTUAL_ENV),.venv)
 PYTEST_ARGS ?=
 
-.PHONY: install test demo bench lint clean
+.PHONY: install test demo docs bench lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # build/ would carry files that have since been removed into the wheel
 install: $(VENV)/bin/python
+	@echo "installing crystaldl and what it needs into $(VENV): some minutes the first time"
 	rm -rf build
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt ".[train,test]"
 
@@ -20,6 +21,10 @@ test: install
 demo: install
 	$(VENV)/bin/python -m crystaldl.cli demo --out demo_output
 
+docs: install
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt ".[docs]"
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs_output
+
 bench: install
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt ".[bench]"
 	$(VENV)/bin/pytest tests/benchmarks $(PYTEST_ARGS)
@@ -29,4 +34,4 @@ lint: install
 	$(VENV)/bin/lint-imports --config setup.cfg
 
 clean:
-	rm -rf build dist *.egg-info .venv demo_output
+	rm -rf build dist *.egg-info .venv demo_output docs_output

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from crystaldl.powder.pattern import PowderPattern
     from crystaldl.stem.datacube import DataCube
 
-__all__ = ["example_facts", "examples", "load_example"]
+__all__ = ["example_facts", "example_file", "examples", "load_example"]
 
 
 def _folder() -> Path:
@@ -38,7 +38,15 @@ def examples(technique: str | None = None) -> list[str]:
     ----------
     technique : {"powder", "diffuse", "stem"}, optional
         Only its samples.
+
+    Raises
+    ------
+    DataError
+        There is no such technique.
     """
+    known = dict.fromkeys(name.partition("/")[0] for name in _manifest())
+    if technique is not None and technique not in list(known):
+        raise DataError(f"technique is {technique!r}; expected one of {', '.join(known)}, or None for all.")
     return [name for name in _manifest() if technique is None or name.startswith(f"{technique}/")]
 
 
@@ -61,13 +69,34 @@ def example_facts(name: str) -> dict[str, Any]:
     DataError
         No sample has that name; the message lists the names.
     """
-    if name not in _manifest():
+    if not isinstance(name, str) or name not in _manifest():
         raise DataError(f"name is {name!r}, which is no sample; expected one of {', '.join(examples())}.")
     # a copy through JSON: callers may change what they get
     facts = json.loads(json.dumps(_manifest()[name]))
     if "truth" in facts:
         facts["truth"] = json.loads((_folder() / facts["truth"]).read_text(encoding="utf-8"))
     return facts
+
+
+def example_file(name: str) -> Path:
+    """Where the file of a sample is, for the command line or another program.
+
+    Parameters
+    ----------
+    name : str
+        As for `load_example`.
+
+    Returns
+    -------
+    Path
+        A file of the installation: copy it before you change it.
+
+    Raises
+    ------
+    DataError
+        No sample has that name; the message lists the names.
+    """
+    return _folder() / example_facts(name)["file"]
 
 
 def load_example(name: str) -> PowderPattern | DiffuseVolume | DataCube:
@@ -89,15 +118,15 @@ def load_example(name: str) -> PowderPattern | DiffuseVolume | DataCube:
     DataError
         No sample has that name; the message lists the names.
     """
-    file = example_facts(name)["file"]
-    if file.startswith("diffuse/"):
+    path = example_file(name)
+    if name.startswith("diffuse/"):
         from crystaldl.diffuse.volume import DiffuseVolume
 
-        return DiffuseVolume.from_file(_folder() / file)
-    if file.startswith("stem/"):
+        return DiffuseVolume.from_file(path)
+    if name.startswith("stem/"):
         from crystaldl.stem.datacube import DataCube
 
-        return DataCube.from_file(_folder() / file)
+        return DataCube.from_file(path)
     from crystaldl.powder.pattern import PowderPattern
 
-    return PowderPattern.from_file(_folder() / file)
+    return PowderPattern.from_file(path)

@@ -16,7 +16,7 @@ from crystaldl.commands import common
 from crystaldl.models.registry import registry
 
 SHIPPED = bool(registry())
-needs_weights = pytest.mark.skipif(not SHIPPED, reason="no trained model ships yet")
+needs_weights = pytest.mark.skipif(not SHIPPED, reason="the shipped models are not part of this installation")
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:

@@ -21,7 +21,7 @@ EXPECTED = (CrystaldlError, ValueError, TypeError, OSError, ImportError)
 def say(kind: str, message: object, about: object = None) -> None:
     """One line on stderr."""
     text = " ".join(str(message).split()) or type(message).__name__
-    if about is not None and str(about) not in text:
+    if about is not None and str(about) not in text and not text.startswith(Path(str(about)).name):
         text = f"{about}: {text}"
     sys.stderr.write(f"crystaldl: {kind}: {text}\n")
 

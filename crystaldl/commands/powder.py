@@ -27,6 +27,7 @@ def add_classify(commands: Any) -> None:
         "classify",
         help="crystal system and space group of powder patterns",
         description="Crystal system and space group of powder patterns, each with a calibrated probability.",
+        epilog="Example: crystaldl classify *.xy --wavelength CuKa --json",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", type=Path, help="measured powder patterns")
     parser.add_argument("--wavelength", help="in Å or by name (CuKa, MoKa, …); needed where the file does not say it")

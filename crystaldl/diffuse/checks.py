@@ -83,7 +83,7 @@ def check_lattice(lattice) -> tuple[float, ...]:
         )
     try:
         cell = np.asarray(getattr(lattice, "parameters", lattice), dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"lattice is {lattice!r}; expected {expected}.") from None
     if cell.shape != (6,):
         raise DataError(f"lattice has the shape {cell.shape}; expected six numbers, {expected}.")
@@ -178,7 +178,7 @@ def check_number(value, name: str, unit: str = "", *, above: float = -math.inf) 
     kind = f"a number{f' in {unit}' if unit else ''}{f' above {above:g}' if above > -math.inf else ''}"
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"{name} is {value!r}; expected {kind}.") from None
     if isinstance(value, (bool, np.bool_)) or not math.isfinite(number) or number <= above:
         raise DataError(f"{name} is {value!r}; expected {kind}.")
@@ -192,7 +192,7 @@ def _numbers(values, name: str) -> np.ndarray:
     masked = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError):  # ragged lists; a tensor on a GPU
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # ragged lists; a tensor on a GPU
         raise DataError(f"{name} cannot be turned into an array; expected numbers.") from None
     if np.iscomplexobj(array):
         raise DataError(f"{name} is complex; expected real numbers (intensities, not amplitudes).")
@@ -200,8 +200,10 @@ def _numbers(values, name: str) -> np.ndarray:
         raise DataError(f"{name} is of type {array.dtype}; expected numbers.")
     try:
         array = np.array(array, dtype=np.float64, order="C")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{name} is not numeric; expected real numbers.") from None
+    except MemoryError:
+        raise DataError(f"{name} has the shape {array.shape}, which does not fit into memory; expected fewer pixels.") from None
     if masked is not None:
         array[masked] = np.nan
     return array

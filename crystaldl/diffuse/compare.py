@@ -109,7 +109,7 @@ def _free_or_number(value, name: str, positive: bool = False) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         number = float("nan")
     if isinstance(value, bool) or not np.isfinite(number) or (positive and number <= 0):
         raise DataError(f"{name} is {value!r}; expected 'free' or a {'positive ' if positive else ''}number.")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from .sro_result import write_json
+from ..storage.atomic import write_json
+from ..storage.records import ENDINGS
 from .volume import DiffuseVolume
 
 __all__ = ["FormFactorComparison"]
@@ -96,7 +97,14 @@ class FormFactorComparison:
     to_dataframe = table
 
     def save(self, path) -> Path:
-        """Write the figures as JSON; an interrupted write leaves an old file whole."""
+        """Write everything (``.h5``, EMD 1.0: `crystaldl.read` reads it back), else the figures as JSON.
+
+        An interrupted write leaves an old file whole.
+        """
+        if str(path).lower().endswith(ENDINGS):
+            from .files import save_object
+
+            return save_object(path, self)
         keys = ("criterion", "chi2", "freedom", "n_independent", "bic", "probability", "r_factor", "correlation", "scale", "b_iso",
                 "rotation")  # fmt: skip
         content = {"names": list(self.names), "best": self.best, **{k: getattr(self, k) for k in keys}, "crystaldl": self.version}

@@ -24,18 +24,9 @@ import numpy as np
 from numba import njit
 
 from ..errors import DataError
+from .geometry import half_space
 
 GRID = {1: 1024, 2: 128, 3: 48}      # points an axis of the cell on which S is checked
-
-
-def half_space(vectors) -> np.ndarray:
-    """(n,) bool: which integer rows are the kept one of ±R (first non-zero index positive); R = 0 is not."""
-    vectors = np.atleast_2d(np.asarray(vectors))
-    keep, decided = np.zeros(len(vectors), bool), np.zeros(len(vectors), bool)
-    for column in vectors.T:
-        keep |= ~decided & (column > 0)
-        decided |= column != 0
-    return keep
 
 
 @lru_cache(maxsize=32)
@@ -44,7 +35,7 @@ def _lattice_vectors(cutoff: float, metric: tuple, ndim: int) -> np.ndarray:
     reach = np.floor(cutoff * np.sqrt(np.diag(np.linalg.inv(m))) + 1e-9).astype(int)
     grid = np.array(list(itertools.product(*(range(-n, n + 1) for n in reach))))
     length = np.sqrt(np.einsum("ni,ij,nj->n", grid, m, grid))
-    keep = half_space(grid) & (length <= cutoff + 1e-9)
+    keep = half_space(grid, zero=False) & (length <= cutoff + 1e-9)
     order = np.lexsort((*grid[keep].T[::-1], np.round(length[keep], 9)))
     result = grid[keep][order]
     result.setflags(write=False)
@@ -139,7 +130,7 @@ def krivoglaz_clapp_moss(vectors, beta_j, *, cutoff: float | None = None, points
 @lru_cache(maxsize=8)
 def _box(reach: int, ndim: int) -> np.ndarray:
     grid = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * ndim, indexing="ij"), -1).reshape(-1, ndim)
-    grid = grid[half_space(grid)]
+    grid = grid[half_space(grid, zero=False)]
     grid.setflags(write=False)
     return grid
 
@@ -359,5 +350,5 @@ def project_to_plane(vectors, alpha, offset: float = 0.0):
     mean = 1.0 + float(even[zero].sum())
     if mean <= 1e-6:
         raise DataError(f"offset is {offset:g}, where the plane holds no intensity; expected another plane.")
-    keep = half_space(plane)
+    keep = half_space(plane, zero=False)
     return plane[keep], even[keep] / mean, mean

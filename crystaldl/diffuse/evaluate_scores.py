@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from .disorder import cell_structure_factor, half_space, krivoglaz_clapp_moss, lattice_vectors, prune
-from .geometry import plane_lattice
+from .disorder import cell_structure_factor, krivoglaz_clapp_moss, lattice_vectors, prune
+from .geometry import half_space, plane_lattice
 from .molecular import Molecule, difference_form_factor
 from .separation import Separation
 from .simulate import PlaneSpec, SimulatedPlanes

@@ -20,7 +20,18 @@ from torch import Tensor
 from ..errors import DataError
 from .gauss_newton import Basis, Factors, Problem, Settings, State, refine
 from .geometry import PlaneLattice
-from .unknowns import Arrays, arrays_of, build, corner_spread, default_reach, envelope_of, largest_support, unseen
+from .unknowns import (
+    Arrays,
+    arrays_of,
+    build,
+    corner_spread,
+    default_reach,
+    envelope_of,
+    even_knots,
+    largest_support,
+    ring_knots,
+    unseen,
+)
 
 FIRST_SUPPORT = 1.1             # cells
 LARGER = 1.3                    # step of the support
@@ -122,12 +133,14 @@ class Fit:
     def __init__(self, arrays: Arrays, options: FactoriseOptions, reach: float) -> None:
         self.arrays, self.options, self.reach = arrays, options, reach
         self.modes = _lattice_modes(arrays)
+        self.knots = even_knots(options.background)
 
     def problem(self, valid: Tensor, support: float, link: str, *, polish: bool, iterations: int = 40,
                 tolerance: float = 3e-4) -> tuple[Problem, State]:
         envelope = envelope_of(self.arrays, valid)
-        basis, start = build(self.arrays, support, self.reach, self.options, envelope)
-        settings = Settings(iterations=iterations, robust=self.options.robust, polish=polish, tolerance=tolerance, link=link)
+        basis, start = build(self.arrays, support, self.reach, self.options, envelope, self.knots)
+        settings = Settings(iterations=iterations, robust=self.options.robust, polish=polish, tolerance=tolerance, link=link,
+                            positive=True)
         problem = Problem(self.arrays.intensity, valid, basis, settings, self.arrays.sigma, self.modes)
         problem.guard(unseen(self.arrays, valid, problem.cell_shape) if len(basis.order) else None)
         return problem, start
@@ -138,6 +151,23 @@ class Fit:
         return refine(problem, scratch if start is None else start)
 
     def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
+        """:meth:`choose`, once more with narrow background functions where the residual shows rings, if the evidence says so."""
+        first, plain = self.choose(valid), self.knots
+        factors = first[2]
+        if len(plain) < 2:
+            return first
+        problem = self.problem(valid, first[0], first[1], polish=False)[0]
+        weight = valid / problem.variance(factors.state, factors.fields)
+        self.knots = ring_knots(self.arrays, self.arrays.intensity - factors.fields.model, weight, plain, problem.scale)
+        if self.knots is plain:
+            return first
+        again = self.choose(valid)
+        if again[2].evidence > factors.evidence + SUPPORT_GAIN:
+            return again
+        self.knots = plain
+        return first
+
+    def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """Form of S and support of the largest evidence.
 
         The links start from scratch on a support a little longer than the cell: molecules fit into their cells, and a
@@ -164,7 +194,7 @@ class Fit:
         while given is None and support * LARGER <= most:
             problem, start = self.problem(valid, support * LARGER, link, polish=self.options.polish, iterations=12,
                                           tolerance=SEARCH_TOLERANCE)
-            basis, _ = build(self.arrays, support, self.reach, self.options, best.fields.factor)
+            basis, _ = build(self.arrays, support, self.reach, self.options, best.fields.factor, self.knots)
             trial = refine(problem, _carried(start, best.state, problem.basis, basis))
             if trial.evidence < best.evidence + SUPPORT_GAIN:
                 break

@@ -3,8 +3,9 @@
 Everything that factorising needs is a sum over pixels of the form ``Σ_x w(x) exp(2πi r·x)``: products of two
 cosines are cosines of the sum and the difference, so whole normal matrices are look-ups in one table of such sums
 (a Toeplitz plus a Hankel matrix). Where the lattice rows run along the pixel axes the sums factorise into one small
-matrix product an axis; elsewhere they are read off an oversampled FFT (non-uniform FFT of type 2, Kaiser-Bessel
-window; Fessler & Sutton, IEEE Trans. Signal Process. 51, 560, 2003).
+matrix product an axis. In a plane whose lattice rows run across the pixels they do after a shear (`shear`); in such a
+volume they are read off an oversampled FFT (non-uniform FFT of type 2, Kaiser-Bessel window; Fessler & Sutton, IEEE
+Trans. Signal Process. 51, 560, 2003).
 """
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .shear import Shear, make_shear
+from .windows import OVERSAMPLING, kaiser_bessel, kaiser_bessel_transform
+
 KERNEL_WIDTH = 8                # FFT points an axis that one frequency reads: 1e-8 at twofold oversampling
-OVERSAMPLING = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +77,10 @@ class FourierGrid:
         weight = cosine.to(torch.complex128)
         if sine is not None:
             weight = torch.complex(cosine.double(), -sine.double())
-        if self.aligned:
+        if self.aligned or self.ndim == 2:
             return self._dense(weight, index)
         nu = self.frequencies(index)
         waves = [torch.exp(2j * math.pi * nu[:, i, None] * axis) for i, axis in enumerate(self.axes)]
-        if self.ndim == 2:
-            return ((weight[..., None, :] * waves[0].T) @ waves[1]).real
         flat = (waves[1][:, :, None] * waves[2][:, None, :]).flatten(1)
         return ((weight[..., None, :] * waves[0].T) @ flat).real.unflatten(-1, self.shape[1:])
 
@@ -94,10 +95,15 @@ class FourierGrid:
         out = weight.new_zeros((*weight.shape[:-1], math.prod(sizes)))
         out.index_add_(-1, place, weight)
         out = out.unflatten(-1, sizes)
-        for i in range(self.ndim):
-            wave = self._wave(i, low[i], gaps[i], sizes[i])
-            out = torch.movedim(torch.movedim(out, i - self.ndim, -1) @ wave, -1, i - self.ndim)
-        return out.real
+        if not self.aligned:
+            lead = out.shape[:-2]
+            return self._shear(tuple(low), tuple(gaps), tuple(sizes)).synthesise(out.flatten(0, -3) if lead else out[None]).reshape(
+                *lead, *self.shape)
+        for i in range(self.ndim - 1, 0, -1):
+            out = torch.movedim(torch.movedim(out, i - self.ndim, -1) @ self._wave(i, low[i], gaps[i], sizes[i]), -1, i - self.ndim)
+        wave = self._wave(0, low[0], gaps[0], sizes[0])
+        real = torch.cat([wave.real, -wave.imag]).T @ torch.cat([out.real, out.imag], -self.ndim).flatten(1 - self.ndim)
+        return real.unflatten(-1, self.shape[1:])
 
     def _wave(self, i: int, start: int, step: int, count: int) -> Tensor:
         """``exp(2πi m u_i / divisions_i)`` for ``m = start, start + step, …`` on the pixels of one axis, (count, n_i)."""
@@ -125,16 +131,36 @@ class FourierGrid:
         (..., 2 reach_1 + 1, …) complex tensor, the zero frequency in the middle
         """
         stride = stride or (1,) * self.ndim
-        if self.aligned:
-            out = weight.to(torch.complex128)
-            for i in range(self.ndim):
-                wave = self._wave(i, -reach[i] * stride[i], stride[i], 2 * reach[i] + 1)
-                out = torch.movedim(torch.movedim(out, i - self.ndim, -1) @ wave.T, -1, i - self.ndim)
-            return out
-        ranges = [torch.arange(-n, n + 1, device=weight.device) * s for n, s in zip(reach, stride, strict=True)]
-        index = torch.stack(torch.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, self.ndim)
-        out = self._nonuniform(weight, self.frequencies(index))
-        return out.reshape(*weight.shape[: weight.ndim - self.ndim], *(len(r) for r in ranges))
+        if not self.aligned and self.ndim == 3:
+            ranges = [torch.arange(-n, n + 1, device=weight.device) * s for n, s in zip(reach, stride, strict=True)]
+            index = torch.stack(torch.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, self.ndim)
+            out = self._nonuniform(weight, self.frequencies(index))
+            return out.reshape(*weight.shape[: weight.ndim - self.ndim], *(len(r) for r in ranges))
+        lead = weight.shape[: weight.ndim - self.ndim]
+        half = self._half(weight.reshape(-1, *self.shape), reach, stride)
+        # weights are real: the sum at −r is the conjugate of that at r
+        other = half[:, 1:].flip(tuple(range(1, half.ndim))).conj()
+        return torch.cat([other, half], 1).reshape(*lead, *(2 * r + 1 for r in reach))
+
+    def _half(self, weight: Tensor, reach: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+        """Moments of (n, *shape) weights for ``m_1 ≥ 0``."""
+        low = (0, *(-r * s for r, s in zip(reach[1:], stride[1:], strict=True)))
+        count = (reach[0] + 1, *(2 * r + 1 for r in reach[1:]))
+        if not self.aligned:
+            return self._shear(low, stride, count, chirp=True).analyse(weight)
+        wave = self._wave(0, 0, stride[0], count[0])
+        first = torch.cat([wave.real, wave.imag]) @ weight.flatten(2)
+        out = torch.complex(first[:, : count[0]], first[:, count[0] :]).unflatten(-1, self.shape[1:])
+        for i in range(1, self.ndim):
+            wave = self._wave(i, low[i], stride[i], count[i])
+            out = torch.movedim(torch.movedim(out, i - self.ndim, -1) @ wave.T, -1, i - self.ndim)
+        return out
+
+    def _shear(self, low: tuple[int, ...], gap: tuple[int, ...], count: tuple[int, ...], *, chirp: bool = False) -> Shear:
+        key = ("shear", low, tuple(gap), count, chirp)
+        if key not in self._tables:
+            self._tables[key] = make_shear(self.axes, self.to_lattice, self.divisions, low, tuple(gap), count, chirp=chirp)
+        return self._tables[key]
 
     def _nonuniform(self, weight: Tensor, nu: Tensor) -> Tensor:
         """``Σ_x w(x) exp(2πi ν·x)`` at frequencies ν (n, ndim) in cycles a unit of the coordinates."""
@@ -143,7 +169,7 @@ class FourierGrid:
         middle = [len(axis) // 2 for axis in self.axes]
         for i, size in enumerate(sizes):
             n = torch.arange(len(self.axes[i]), device=weight.device, dtype=torch.float64) - middle[i]
-            out = out / _kernel_transform(n / size).reshape(-1, *(1,) * (self.ndim - 1 - i))
+            out = out / kaiser_bessel_transform(n / size, KERNEL_WIDTH).reshape(-1, *(1,) * (self.ndim - 1 - i))
         padded = torch.zeros(*out.shape[: out.ndim - self.ndim], *sizes, dtype=out.dtype, device=out.device)
         padded[(..., *(slice(0, n) for n in self.shape))] = out
         padded = torch.roll(padded, [-m for m in middle], dims=tuple(range(-self.ndim, 0)))
@@ -155,15 +181,13 @@ class FourierGrid:
             first = torch.ceil(position - KERNEL_WIDTH / 2)
             points = first[:, None] + torch.arange(KERNEL_WIDTH, device=nu.device)
             lookups.append(points.long() % size)
-            weights.append(_kernel(position[:, None] - points))
+            weights.append(kaiser_bessel(position[:, None] - points, KERNEL_WIDTH))
         values = self._gather(spectrum, lookups, weights)
         start = torch.stack([axis[m] for axis, m in zip(self.axes, middle, strict=True)])
         return values * torch.exp(2j * math.pi * (nu @ start))
 
-    def _gather(self, spectrum: Tensor, lookups: list[Tensor], weights: list[Tensor]) -> Tensor:
-        if self.ndim == 2:
-            taken = spectrum[..., lookups[0][:, :, None], lookups[1][:, None, :]]
-            return torch.einsum("...nab,na,nb->...n", taken, *(w.to(taken.dtype) for w in weights))
+    @staticmethod
+    def _gather(spectrum: Tensor, lookups: list[Tensor], weights: list[Tensor]) -> Tensor:
         total = 0
         for a in range(KERNEL_WIDTH):
             taken = spectrum[..., lookups[0][:, a, None, None], lookups[1][:, :, None], lookups[2][:, None, :]]
@@ -172,52 +196,47 @@ class FourierGrid:
         return total
 
 
-_BETA = math.pi * math.sqrt((KERNEL_WIDTH / OVERSAMPLING) ** 2 * (OVERSAMPLING - 0.5) ** 2 - 0.8)
-
-
-def _kernel(x: Tensor) -> Tensor:
-    """Kaiser-Bessel window of ``KERNEL_WIDTH`` points."""
-    inside = (1.0 - (2.0 * x / KERNEL_WIDTH) ** 2).clamp(min=0.0)
-    return torch.special.i0(_BETA * inside.sqrt()) / KERNEL_WIDTH * (inside > 0)
-
-
-def _kernel_transform(nu: Tensor) -> Tensor:
-    """Fourier transform of the window at ``nu`` cycles a point."""
-    root = torch.sqrt(_BETA**2 - (math.pi * KERNEL_WIDTH * nu) ** 2)
-    return torch.sinh(root) / root
-
-
 def gram(table: Tensor, reach: tuple[int, ...], rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
-    """``Σ_x w f_a f_b`` for cosines and sines from the table of moments of ``w``.
+    """:class:`Gram` of one table."""
+    return Gram(reach, rows, columns)(table)
+
+
+class Gram:
+    """``Σ_x w f_a f_b`` for cosines and sines from tables of moments of any w.
 
     Parameters
     ----------
-    table : complex tensor of :meth:`FourierGrid.moments`
     reach : tuple of int
-        That of the table.
+        That of the tables.
     rows, columns : (index, is_sine)
         Integer vectors (n, ndim) and a bool (n,): the function is cos or sin of 2π r·u.
-
-    Returns
-    -------
-    (n_rows, n_columns) tensor, float64
     """
-    (a, a_sine), (b, b_sine) = rows, columns
-    plus, minus = _look_up(table, reach, a[:, None] + b[None]), _look_up(table, reach, a[:, None] - b[None])
-    if not (bool(a_sine.any()) or bool(b_sine.any())):
-        return 0.5 * (plus.real + minus.real)
-    a_sine, b_sine = a_sine[:, None], b_sine[None]
-    cosine = torch.where(a_sine, 0.5 * (plus.imag + minus.imag), 0.5 * (plus.real + minus.real))
-    sine = torch.where(a_sine, 0.5 * (minus.real - plus.real), 0.5 * (plus.imag - minus.imag))
-    return torch.where(b_sine, sine, cosine)
+
+    def __init__(self, reach: tuple[int, ...], rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> None:
+        (a, a_sine), (b, b_sine) = rows, columns
+        span = torch.tensor([math.prod(2 * r + 1 for r in reach[i + 1 :]) for i in range(len(reach))], device=a.device)
+        middle = int((span * torch.tensor(reach, device=a.device)).sum())
+        a, b = (a * span).sum(1)[:, None], (b * span).sum(1)[None]
+        self.plus, self.minus = middle + a + b, middle + a - b
+        self.even = not (bool(a_sine.any()) or bool(b_sine.any()))
+        self.sines = a_sine[:, None], b_sine[None]
+
+    def __call__(self, table: Tensor) -> Tensor:
+        """The (n_rows, n_columns) float64 matrix from the complex table of :meth:`FourierGrid.moments`."""
+        real = table.real.contiguous()
+        plus, minus = real.take(self.plus), real.take(self.minus)
+        if self.even:
+            return (plus + minus).mul_(0.5)
+        imaginary = table.imag.contiguous()
+        plus_i, minus_i = imaginary.take(self.plus), imaginary.take(self.minus)
+        a_sine, b_sine = self.sines
+        cosine = torch.where(a_sine, plus_i + minus_i, plus + minus)
+        sine = torch.where(a_sine, minus - plus, plus_i - minus_i)
+        return torch.where(b_sine, sine, cosine).mul_(0.5)
 
 
 def project(table: Tensor, reach: tuple[int, ...], functions: tuple[Tensor, Tensor]) -> Tensor:
     """``Σ_x w f_a`` of the cosines and sines; the table may have leading dimensions, (..., n)."""
     index, is_sine = functions
-    taken = _look_up(table, reach, index)
+    taken = table[(..., *(index[..., i] + reach[i] for i in range(index.shape[-1])))]
     return torch.where(is_sine, taken.imag, taken.real)
-
-
-def _look_up(table: Tensor, reach: tuple[int, ...], index: Tensor) -> Tensor:
-    return table[(..., *(index[..., i] + reach[i] for i in range(index.shape[-1])))]

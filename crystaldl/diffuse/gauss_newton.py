@@ -23,14 +23,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .fourier import FourierGrid, gram, project
+from .fourier import FourierGrid, Gram, project
 from .links import LINKS
-from .numerics import falling, non_negative, solve
+from .numerics import falling, inverse_diagonal, non_negative, solve
 
 NOISE_FLOOR = 2e-3              # of the mean intensity: nothing measured or modelled is better than that
 NOISE_BINS = 24
 SLACK = 0.02                    # of the model and of the mean: misfit that never makes a pixel an outlier
+OUTLIERS, OUTLIER_RANGE = 0.01, 4.0     # share of pixels that may be anything; within so many mean intensities
 GUARD = 4.0                     # prior variance of the series where no pixel sees it, of its variance elsewhere
+BELOW = 3e-3                    # of the mean intensity: how far below zero a background may well go
 CONTRAST = 4.0                  # largest prior variance of D / g
 
 
@@ -65,6 +67,8 @@ class Settings:
         Let the noise variance grow with the intensity; the constant and the slope are estimated.
     tolerance : float
         Stop when a step changes the misfit by less than this fraction.
+    positive : bool
+        Keep the coefficients of the background from falling below zero.
     """
 
     iterations: int = 30
@@ -74,6 +78,7 @@ class Settings:
     tolerance: float = 1e-4
     tuning: float = 6.0
     link: str = "linear"
+    positive: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +117,7 @@ class Problem:
         values = intensity[valid].abs().sort().values
         self.scale = float(values[: max(len(values) - len(values) // 200, 1)].mean())
         self.hidden: Tensor | None = None
+        self._lookups: list[tuple[tuple[int, ...], Gram]] = []
         if len(basis.order):
             # fine enough for the sharpest cosine there is
             n = [4 * int(v) + 4 for v in basis.order.abs().amax(0)]
@@ -224,21 +230,15 @@ class Problem:
         residual = weight * (self.intensity - fields.model)
         gs = basis.envelope * fields.order
         columns = self.columns(state, fields)
-        stride = torch.tensor(basis.stride, device=weight.device)
-        fd = (basis.patterson, basis.patterson_sine)
-        fs = (basis.order * stride, basis.order_sine)
-        reach2 = tuple(2 * r for r in self.reach_d)
-        table = grid.moments(weight * gs.square(), reach2)
-        dd = gram(table, reach2, fd, fd)
-        order2 = tuple(2 * r for r in self.reach_s)
-        table = grid.moments(weight * (fields.factor * fields.slope).square(), order2, basis.stride)
-        fs_unit = (basis.order, basis.order_sine)
-        ss = 4.0 * gram(table, order2, fs_unit, fs_unit)
-        cross = tuple(d + s * t for d, s, t in zip(self.reach_d, self.reach_s, basis.stride, strict=True))
-        ds = 2.0 * gram(grid.moments(weight * gs * fields.factor * fields.slope, cross), cross, fd, fs)
+        fd, fs = (basis.patterson, basis.patterson_sine), (basis.order, basis.order_sine)
+        (reach2, dd), (order2, ss), (cross, ds) = self._grams()
+        dd = dd(grid.moments(weight * gs.square(), reach2))
+        both = fields.factor * fields.slope
+        ss = 4.0 * ss(grid.moments(weight * both.square(), order2, basis.stride))
+        ds = 2.0 * ds(grid.moments(weight * gs * both, cross))
         stack = torch.cat([residual[None], weight * columns])
         to_d = project(grid.moments(stack * gs, self.reach_d), self.reach_d, fd)
-        to_s = 2.0 * project(grid.moments(stack * fields.factor * fields.slope, self.reach_s, basis.stride), self.reach_s, fs_unit)
+        to_s = 2.0 * project(grid.moments(stack * both, self.reach_s, basis.stride), self.reach_s, fs)
         flat = columns.flatten(1)
         cc = (flat * weight.flatten()) @ flat.T
         matrix = torch.cat([
@@ -247,6 +247,21 @@ class Problem:
             torch.cat([to_d[1:], to_s[1:], cc], 1),
         ])
         return matrix, torch.cat([to_d[0], to_s[0], flat @ residual.flatten()])
+
+    def _grams(self) -> list[tuple[tuple[int, ...], Gram]]:
+        """Reach of the moments and look-up for the parts D-D, S-S and D-S of the normal matrix."""
+        if not self._lookups:
+            basis = self.basis
+            stride = torch.tensor(basis.stride, device=basis.order.device)
+            fd, fs = (basis.patterson, basis.patterson_sine), (basis.order, basis.order_sine)
+            cross = tuple(d + s * t for d, s, t in zip(self.reach_d, self.reach_s, basis.stride, strict=True))
+            for reach, rows, columns in (
+                (tuple(2 * r for r in self.reach_d), fd, fd),
+                (tuple(2 * r for r in self.reach_s), fs, fs),
+                (cross, fd, (basis.order * stride, basis.order_sine)),
+            ):
+                self._lookups.append((reach, Gram(reach, rows, columns)))
+        return self._lookups
 
     def columns(self, state: State, fields: Fields) -> Tensor:
         """Derivatives of the model by the background coefficients and the lattice modes, (k, *shape)."""
@@ -278,8 +293,10 @@ class Problem:
     def prior(self, state: State) -> tuple[Tensor, Tensor]:
         """Precision of the prior and the parameters it pulls to zero, same order as :meth:`normal`."""
         basis = self.basis
+        # a background below zero would be a form factor that is too large
+        below = (state.b < 0).double() * (self.settings.positive / (BELOW * self.scale) ** 2)
         parts = [1.0 / state.p_variance[basis.patterson_shell], 1.0 / state.alpha_variance[basis.order_shell],
-                 torch.full_like(state.b, 1.0 / state.b_variance)]
+                 1.0 / state.b_variance + below]
         values = [state.p, state.alpha, state.b]
         if self.settings.polish and self.modes:
             parts.append(torch.full((len(self.modes),), 1.0 / 0.01**2, dtype=torch.float64, device=state.p.device))
@@ -348,7 +365,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     covariance = torch.cholesky_inverse(factor)
     used = weight > 0
     misfit = float((weight * (problem.intensity - fields.model).square()).sum() / used.sum())
-    evidence = _evidence(problem, state, fields, weight, factor, extra)
+    evidence = _evidence(problem, state, fields, factor, extra)
     return Factors(state, fields, weight, covariance, misfit, evidence, iteration)
 
 
@@ -382,7 +399,7 @@ def _objective(problem: Problem, state: State, fields: Fields, weight: Tensor, e
 
 def _update_prior(problem: Problem, state: State, factor: Tensor) -> State:
     """MacKay's fixed point, a step: variance of a shell = Σ θ² / γ with γ the well-determined parameters."""
-    variance = torch.cholesky_inverse(factor).diagonal()
+    variance = inverse_diagonal(factor)
     n, m = len(state.p), len(state.alpha)
     basis = problem.basis
 
@@ -409,15 +426,23 @@ def _update_prior(problem: Problem, state: State, factor: Tensor) -> State:
     )
 
 
-def _evidence(problem: Problem, state: State, fields: Fields, weight: Tensor, factor: Tensor, extra: Tensor | None) -> float:
-    """Laplace approximation of the log marginal likelihood, up to a constant of the data."""
-    precision, _ = problem.prior(state)
-    used = weight > 0
-    variance = problem.variance(state, fields)[used]
-    chi2 = _objective(problem, state, fields, weight, extra)
+def _evidence(problem: Problem, state: State, fields: Fields, factor: Tensor, extra: Tensor | None) -> float:
+    """Laplace approximation of the log marginal likelihood, up to a constant of the data.
+
+    A pixel is noise about the model or, rarely, anything: otherwise what is left out as an outlier would cost nothing.
+    """
+    precision, values = problem.prior(state)
+    measured = problem.valid > 0
+    variance = problem.variance(state, fields)[measured]
+    likelihood = -0.5 * ((problem.intensity - fields.model)[measured].square() / variance + variance.log())
+    if problem.settings.robust:
+        anything = math.log(OUTLIERS * math.sqrt(2.0 * math.pi) / (OUTLIER_RANGE * problem.scale))
+        likelihood = torch.logaddexp(likelihood, torch.full_like(likelihood, anything))
     log_det = 2.0 * float(factor.diagonal().log().sum()) - float(precision.log().sum())
+    penalty = float((precision * values.square()).sum())
     if extra is not None:
         n, m = len(state.p), len(state.alpha)
         own = precision[n : n + m].rsqrt()
         log_det -= float(torch.linalg.slogdet(torch.eye(m, dtype=own.dtype, device=own.device) + own[:, None] * extra * own)[1])
-    return -0.5 * (chi2 + float(variance.log().sum()) + log_det)
+        penalty += float(state.alpha @ extra @ state.alpha)
+    return float(likelihood.sum()) - 0.5 * (penalty + log_det)

@@ -181,12 +181,16 @@ def denominators(dual: np.ndarray) -> tuple[int, ...]:
     return tuple(out)
 
 
-def half_space(index: np.ndarray) -> np.ndarray:
-    """Which of the integer vectors (n, ndim) to keep so that of r and −r only one stays (zero stays)."""
+def half_space(index: np.ndarray, *, zero: bool = True) -> np.ndarray:
+    """Which integer vectors (n, ndim) to keep so that of r and −r only one stays: first non-zero index positive.
+
+    ``zero`` says whether the vector 0 stays.
+    """
+    index = np.atleast_2d(np.asarray(index))
     sign = np.zeros(len(index), dtype=int)
     for column in index.T:
         sign = np.where(sign == 0, np.sign(column), sign)
-    return sign >= 0
+    return sign >= 0 if zero else sign > 0
 
 
 def vectors_within(rows: np.ndarray, metric: np.ndarray, radius: float) -> np.ndarray:

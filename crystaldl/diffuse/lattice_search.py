@@ -3,7 +3,8 @@
 The order makes the intensity repeat; the form factor makes it fade. The Fourier transform of the intensity over its
 smooth envelope (a two-dimensional ΔPDF in units of 1/pixel) therefore has peaks at the lattice vectors, on top of the
 short interatomic vectors. Pairs of strong peaks are candidate cells; the best, with the cells that have half their
-vectors, go through a coarse factorisation each, and the largest evidence wins.
+vectors and those that take in a further peak, go through a coarse factorisation each. The best few go through a finer one,
+and the largest evidence wins.
 """
 from __future__ import annotations
 
@@ -21,9 +22,12 @@ from .unknowns import arrays_of, default_reach, largest_support
 
 PEAKS = 24                      # strongest peaks that may be lattice vectors
 SEEDS = 4                       # best cells of two peaks, which are tried with all their centrings
+FRACTIONS = 6                   # of the vectors of a cell at which a further peak may lie
 SHORTEST = 3.0                  # repeats an extent: a cell must repeat at least so often along its rows
 CLOSEST = 7.0                   # pixels between nodes, at least
 CENTRED = 0.6                   # of the typical difference of opposite pixels: what the centre must stay below
+FINALISTS = 3                   # cells compared once more, with more order parameters
+MARGIN = 0.1                    # log evidence a pixel by which a finalist may be behind
 GAIN = 0.03                     # log evidence a pixel that a later, less likely cell must win
 SNAP = 0.6                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
 
@@ -80,40 +84,73 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
     """
     flat, _ = flattened(volume)
     transform = _transform(flat, volume.axes)
-    cells = _cells(_peaks(*transform), volume.shape)
-    if not cells:
-        raise DataError("no repeat stands out in the plane, so its lattice cannot be found; expected the lattice to be given.")
+    peaks = _peaks(*transform)
+    cells = _cells(peaks, volume.shape)
     cells.sort(key=lambda dual: -_score(transform, dual))
+    joined = [other for cell in cells[:SEEDS] for other in _joined(cell, peaks, volume.shape)]
+    joined.sort(key=lambda dual: -_score(transform, dual))
     tried: list[np.ndarray] = []
-    for cell in cells[:SEEDS]:
-        for other in _relatives(cell, volume.shape):
-            if not any(_same(other, known, volume.shape) for known in tried):
-                tried.append(other)
+    for nodes in itertools.chain(*(_relatives(cell, volume.shape) for cell in cells[:SEEDS]),
+                                 (_laid(cell, volume.shape) for cell in joined)):
+        if nodes is not None and not any(_same(nodes, known, volume.shape) for known in tried):
+            tried.append(nodes)
+    if not tried:
+        raise DataError("no repeat stands out in the plane, so its lattice cannot be found; expected the lattice to be given.")
     coarse = volume.rebin(2) if min(volume.shape) >= 160 else volume
-    gain = GAIN * float(coarse.mask.sum())
-    best = None
-    for nodes in tried:
-        found = _fit(coarse, pixel_lattice(nodes, centre), options, device)
-        if best is None or found[0] > best[0] + gain:
-            best = found
+    quick = replace(options, links=("reciprocal",), background=0, polish=True)
+    found = [_fit(coarse, pixel_lattice(nodes, centre), quick, device) for nodes in tried]
+    level = sorted(value for value, _ in found)[-FINALISTS:][0]
+    level = max(level, max(value for value, _ in found) - MARGIN * float(coarse.mask.sum()))
+    finalists = [(value, nodes) for value, nodes in found if value >= level]
+    if len(finalists) == 1:
+        return finalists[0][1]
+    # at full resolution, all forms of S and every order parameter there is room for
+    full = replace(options, background=0, polish=True)
+    found = [_fit(volume, pixel_lattice(nodes, centre), full, device, whole=True) for _, nodes in finalists]
+    best = found[0]
+    for other in found[1:]:
+        if other[0] > best[0] + GAIN * float(volume.mask.sum()):
+            best = other
     return best[1]
 
 
-def _relatives(dual: np.ndarray, shape) -> list[np.ndarray]:
-    """The cell and those with half its vectors, as nodes in pixels; rows are laid on pixel axes where they nearly are."""
-    a, b = dual
-    out = []
-    for rows in ((a, b), ((a + b) / 2, (a - b) / 2), (a / 2, b), (a, b / 2), (a / 2, b / 2)):
-        rows = reduce_basis(_combinations(np.array(rows)), np.eye(2))
-        nodes = np.linalg.inv(rows).T
-        stray = np.abs(nodes - np.diag(np.diag(nodes))) / np.abs(np.diag(nodes))[:, None] * np.array(shape)
-        if np.all(stray < SNAP * 8):
-            nodes = np.diag(np.abs(np.diag(nodes)))
-        nodes = reduce_basis(_combinations(nodes), np.eye(2))
-        length = np.linalg.norm(nodes, axis=1)
-        if length.min() >= CLOSEST and length.max() * SHORTEST <= max(shape):
-            out.append(nodes)
+def _joined(dual: np.ndarray, peaks: np.ndarray, shape) -> list[np.ndarray]:
+    """The lattices spanned by a cell and one more peak that lies on a fraction of it, duals as rows.
+
+    The strongest peaks may be far out, with no two of them that span the lattice: 4a and 5a say that a is a vector.
+    """
+    out: list[np.ndarray] = []
+    for place in peaks @ np.linalg.inv(dual):
+        for part in range(2, FRACTIONS + 1):
+            stray = (place - np.round(place * part) / part) @ dual
+            if np.all(np.abs(stray) * np.array(shape) < 0.5):
+                more = np.round(place * part) / part @ dual
+                grid = np.array([n for n in itertools.product(range(-2, 3), range(-2, 3), range(part)) if any(n)])
+                vectors = grid @ np.array([*dual, more])
+                vectors = vectors[np.linalg.norm(vectors, axis=1) > 0.5 / max(shape)]
+                joined = reduce_basis(_combinations(reduce_basis(vectors, np.eye(2))), np.eye(2))
+                if not any(np.allclose(joined, other, atol=0.5 / max(shape)) for other in out):
+                    out.append(joined)
+                break
     return out
+
+
+def _relatives(dual: np.ndarray, shape) -> list[np.ndarray | None]:
+    """The cell and those with half its vectors, as nodes in pixels."""
+    a, b = dual
+    return [_laid(np.array(rows), shape) for rows in ((a, b), ((a + b) / 2, (a - b) / 2), (a / 2, b), (a, b / 2), (a / 2, b / 2))]
+
+
+def _laid(dual: np.ndarray, shape) -> np.ndarray | None:
+    """Nodes in pixels, laid on pixel axes where they nearly are; None where they are too close or too far apart."""
+    rows = reduce_basis(_combinations(dual), np.eye(2))
+    nodes = np.linalg.inv(rows).T
+    stray = np.abs(nodes - np.diag(np.diag(nodes))) / np.abs(np.diag(nodes))[:, None] * np.array(shape)
+    if np.all(stray < SNAP * 8):
+        nodes = np.diag(np.abs(np.diag(nodes)))
+    nodes = reduce_basis(_combinations(nodes), np.eye(2))
+    length = np.linalg.norm(nodes, axis=1)
+    return nodes if length.min() >= CLOSEST and length.max() * SHORTEST <= max(shape) else None
 
 
 def _same(a: np.ndarray, b: np.ndarray, shape) -> bool:
@@ -122,15 +159,16 @@ def _same(a: np.ndarray, b: np.ndarray, shape) -> bool:
     return bool(np.all(np.abs(u - np.round(u)) < 0.25 / repeats) and abs(abs(np.linalg.det(np.round(u))) - 1) < 1e-6)
 
 
-def _fit(volume, lattice: PlaneLattice, options, device) -> tuple[float, np.ndarray]:
-    """Evidence of a coarse factorisation with these nodes, and the nodes as refined."""
+def _fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = False) -> tuple[float, np.ndarray]:
+    """Evidence of a brief factorisation with these nodes, and the nodes as refined."""
     arrays = arrays_of(volume, lattice, torch.device(device))
-    quick = replace(options, links=("reciprocal",), background=0, polish=True)
-    fit = Fit(arrays, quick, min(default_reach(arrays), 4.5 * arrays.cell))
-    found = fit.solve(arrays.valid, min(FIRST_SUPPORT * arrays.cell, 0.7 * largest_support(arrays)), "reciprocal",
-                      iterations=10, tolerance=5e-3)
-    start, end = arrays.grid.to_lattice.cpu().numpy(), found.state.grid.to_lattice.cpu().numpy()
-    return found.evidence, lattice.nodes @ start @ np.linalg.inv(end)
+    reach = default_reach(arrays) if whole else min(default_reach(arrays), 4.5 * arrays.cell)
+    fit = Fit(arrays, options, reach)
+    support = min(FIRST_SUPPORT * arrays.cell, 0.7 * largest_support(arrays))
+    found = [fit.solve(arrays.valid, support, link, iterations=12 if whole else 10, tolerance=5e-3) for link in options.links]
+    best = max(found, key=lambda factors: factors.evidence)
+    start, end = arrays.grid.to_lattice.cpu().numpy(), best.state.grid.to_lattice.cpu().numpy()
+    return best.evidence, lattice.nodes @ start @ np.linalg.inv(end)
 
 
 def _combinations(nodes: np.ndarray) -> np.ndarray:

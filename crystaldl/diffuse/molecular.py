@@ -110,7 +110,7 @@ class Molecule:
             document = gemmi.cif.read(str(path))
             structure = gemmi.make_small_structure_from_block(document[block])
         except (ValueError, RuntimeError, IndexError) as error:
-            raise FileFormatError(f"{path.name} cannot be read as a CIF ({str(error).splitlines()[0]}).") from None
+            raise FileFormatError(f"{path.name} cannot be read as a CIF ({(str(error).splitlines() or ['damaged'])[0]}).") from None
         sites = list(structure.sites)
         groups = _disorder_groups(document[block], sites)
         if labels is not None:
@@ -176,7 +176,12 @@ class Molecule:
 
     def form_factor(self, q, radiation: str = "xray") -> np.ndarray:
         """Complex F at Cartesian ``q`` (..., 3) in Å⁻¹, 2π inside."""
-        q = np.asarray(q, dtype=float)
+        try:
+            q = np.asarray(q, dtype=float)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            q = np.zeros(0)
+        if q.ndim == 0 or q.shape[-1] != 3:
+            raise DataError(f"q has the shape {q.shape}; expected (..., 3) Cartesian components in Å⁻¹.")
         table = scattering_table(radiation)
         flat = q.reshape(-1, 3)
         out = np.zeros(len(flat), dtype=complex)
@@ -186,6 +191,8 @@ class Molecule:
         kinds, kind = np.unique(np.stack([np.array(self.elements, dtype=float), self.b_iso], 1), axis=0, return_inverse=True)
         kind = np.ravel(kind)
         for part in np.array_split(np.arange(len(flat)), max(1, len(flat) * n // _SLAB)):
+            if not part.size:
+                continue
             place = slice(part[0], part[-1] + 1)
             s2 = np.square(flat[place]).sum(1) / (16 * np.pi**2)
             for k, (z, b) in enumerate(kinds):
@@ -258,7 +265,7 @@ def _numbers_of(elements) -> tuple[int, ...]:
 def _table(values, name: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.array(values, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"{name} is not an array of numbers; expected the shape {shape}.") from None
     if array.size == 0 and 0 in shape:
         array = array.reshape(shape)

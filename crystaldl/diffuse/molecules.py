@@ -360,7 +360,7 @@ def pairs_from_library(path) -> list[Pair]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         table = {e["name"]: (np.array(e["Z_xyz_angstrom"], dtype=float), tuple(e["lattice"]), e["group"]) for e in entries}
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
         expected = "a JSON list of molecules with name, group, lattice and Z_xyz_angstrom"
         raise FileFormatError(f"{path.name} cannot be read ({error!r}); expected {expected}.") from error
 

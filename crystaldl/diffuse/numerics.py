@@ -5,6 +5,7 @@ import itertools
 import math
 
 import torch
+from scipy.linalg.lapack import dtrtri
 from torch import Tensor
 
 from ..errors import DataError
@@ -39,6 +40,17 @@ def solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         if jitter > 1.0:
             raise DataError("the data are too degenerate to factorise (their normal equations have no solution).")
     return torch.cholesky_solve((right * scale)[:, None], factor)[:, 0] * scale, factor / scale[:, None]
+
+
+def inverse_diagonal(factor: Tensor) -> Tensor:
+    """Diagonal of ``(L Lᵀ)⁻¹`` from the Cholesky factor L: sums of squares down the columns of L⁻¹."""
+    if factor.device.type != "cpu":
+        return torch.cholesky_inverse(factor).diagonal()
+    # transposed, for LAPACK counts columns first
+    inverse, info = dtrtri(factor.numpy().T, lower=0)
+    if info:
+        raise DataError("the data are too degenerate to factorise (their normal equations are singular).")
+    return torch.as_tensor(inverse).square().sum(1)
 
 
 def falling(variance: Tensor, count: Tensor) -> Tensor:

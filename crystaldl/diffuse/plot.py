@@ -8,10 +8,11 @@ from ..errors import DataError
 from .checks import check_number
 from .naming import axis_names, name_of_plane, plane_name
 
-__all__ = ["plot_delta_pdf", "plot_volume"]
+__all__ = ["bright_layer", "plot_delta_pdf", "plot_volume"]
 
 _GREY = "#b4b4b4"
 _NICE = (1, 2, 5)
+_EMPTY = 0.3    # of the volume's brightness: a layer below says little
 
 
 # -- volumes -------------------------------------------------------------------------------------------------------
@@ -66,6 +67,23 @@ def plot_volume(
     return ax[0].figure, ax[0] if flat else ax
 
 
+def bright_layer(volume, usable) -> int | None:
+    """The layer along the last axis that stands for a volume: nearest to 0 among those that are not nearly empty.
+
+    ``usable`` is a bool array like the data. None for a plane.
+    """
+    if volume.ndim == 2:
+        return None
+    axis, values = volume.axes[2], np.where(usable, volume.data, np.nan)
+    filled = np.isfinite(values).any(axis=(0, 1))
+    level = np.full(axis.size, -np.inf)
+    level[filled] = np.nanpercentile(values[:, :, filled], 99, axis=(0, 1))
+    start = 0.0 if axis[0] <= 0 <= axis[-1] else axis[axis.size // 2]
+    near = np.lexsort((-axis, np.abs(axis - start).round(9)))
+    bright = near[level[near] >= _EMPTY * level.max()]
+    return int((bright if bright.size else near)[0])
+
+
 def _middle(volume, across: int, kept: list[int], names):
     """The layer nearest to 0 along one axis (the middle one where 0 is outside) and its name."""
     axis = volume.axes[across]
@@ -79,9 +97,14 @@ def _new_axes(ax, axes, metric):
     """An array of one or three matplotlib Axes: those given, or of a new figure in the shape of the plane."""
     n = 1 if len(axes) == 2 else 3
     if ax is not None:
-        given = np.atleast_1d(np.asarray(ax, dtype=object))
+        try:
+            given = np.atleast_1d(np.asarray(ax, dtype=object))
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"ax is a {type(ax).__name__}; expected matplotlib Axes.") from None
         if given.shape != (n,):
             raise DataError(f"ax has {given.size} axes; expected {n}.")
+        if not all(hasattr(one, "get_xlim") for one in given):
+            raise TypeError(f"ax is a {type(ax).__name__}; expected matplotlib Axes.")
         return given
     import matplotlib.pyplot as plt
 
@@ -98,7 +121,7 @@ def _norm(values, vmin, vmax, percentile, log: bool):
 
     try:
         ends = [float(p) for p in percentile]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         ends = []
     if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= 100:
         raise DataError(f"percentile is {percentile!r}; expected two numbers between 0 and 100, the lower first.")

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import DataError
 from .naming import name_of_plane
-from .plot import plot_volume
+from .plot import bright_layer, plot_volume
 from .volume import DiffuseVolume
 
 __all__ = ["plot_separation"]
@@ -22,7 +22,8 @@ _NAMED = 6                      # order parameters that are labelled
 def plot_separation(parts, *, figsize=None):
     """Measured, calculated and residual intensity; form factor, short-range order, and α against distance.
 
-    Images are drawn in the Cartesian aspect of reciprocal space; of a volume the plane nearest to 0 along its last axis.
+    Images are drawn in the Cartesian aspect of reciprocal space; of a volume the layer nearest to 0 along its last axis that
+    is not (nearly) empty.
     Measured and calculated share their colours. Pixels that did not take part are grey in the residual. Where there are
     no order parameters the last panel is the standard uncertainty of the form factor, or the background if that is not
     known either.
@@ -39,7 +40,7 @@ def plot_separation(parts, *, figsize=None):
     """
     import matplotlib.pyplot as plt
 
-    at = _central(parts)
+    at = bright_layer(parts.measured, np.asarray(parts.used))
     measured, factor, order = (_layer(v, at) for v in (parts.measured, parts.form_factor, parts.sro))
     calculated, residual = _layer(parts.product(), at), _layer(parts.residual(), at, parts.used)
     figure, axes = plt.subplots(2, 3, figsize=_size(measured, figsize), layout="constrained")
@@ -63,17 +64,6 @@ def plot_separation(parts, *, figsize=None):
     return figure, axes
 
 
-def _central(parts) -> int | None:
-    """Layer nearest to 0 along the last axis that holds pixels that took part; None for a plane."""
-    if parts.measured.ndim == 2:
-        return None
-    axis = parts.measured.axes[2]
-    start = 0.0 if axis[0] <= 0.0 <= axis[-1] else axis[axis.size // 2]
-    usable = np.any(np.asarray(parts.used), axis=(0, 1))
-    near = np.argsort(np.abs(axis - start), kind="stable")
-    return int(next((k for k in near if usable[k]), near[0]))
-
-
 def _layer(volume: DiffuseVolume, at: int | None, used=None) -> DiffuseVolume:
     """A plane, or that layer of a volume; sigma stays."""
     if used is not None and np.any(volume.mask & used):
@@ -89,7 +79,10 @@ def _layer(volume: DiffuseVolume, at: int | None, used=None) -> DiffuseVolume:
 
 def _size(plane: DiffuseVolume, figsize) -> tuple[float, float]:
     if figsize is not None:
-        given = np.asarray(figsize, dtype=float)
+        try:
+            given = np.asarray(figsize, dtype=float)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            given = np.zeros(0)
         if given.shape != (2,) or not np.all(given > 0):
             raise DataError(f"figsize is {figsize!r}; expected a width and a height in inches.")
         return tuple(given)
@@ -122,7 +115,8 @@ def _where(parts, at: int | None) -> str:
     volume = parts.measured
     if at is None or volume.lattice is None:
         return ""
-    name = name_of_plane(volume.basis[:2], volume.origin + volume.axes[2][at] * volume.basis[2])
+    origin = np.round(volume.origin + volume.axes[2][at] * volume.basis[2], 6) + 0.0    # 0, not 3e-15
+    name = name_of_plane(volume.basis[:2], origin)
     return f", {name}" if name else ""
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CrystaldlError, DataError, FileFormatError
+from ..errors import DataError, FileFormatError
+from ..storage.hdf5 import check_members, first_line, load, load_npy, open_hdf5
 from .checks import check_lattice, check_number, check_radiation
 from .volume import DiffuseVolume
 
@@ -182,9 +183,9 @@ def _head(path: Path) -> bytes:
 
 def _read_npy(path: Path, axes, missing, *, lattice, radiation, name) -> DiffuseVolume:
     try:
-        data = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise unusable(path.name, f"this .npy file is damaged or holds objects ({_first(error)})") from None
+        data = load_npy(path)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise unusable(path.name, f"this .npy file is damaged or holds objects ({first_line(error)})") from None
     if (axes is None) != (lattice is None):
         given, absent = ("lattice", "axes") if axes is None else ("axes", "lattice")
         raise DataError(f"{given} is given for {path.name} without {absent}; a .npy file needs both, or neither for pixels.")
@@ -200,10 +201,6 @@ def _read_npy(path: Path, axes, missing, *, lattice, radiation, name) -> Diffuse
     return DiffuseVolume(data, h, k, l, lattice, mask=mask, radiation=radiation, name=name)
 
 
-def _first(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-
-
 # -- HDF5 ----------------------------------------------------------------------------------------------------------
 
 
@@ -215,15 +212,8 @@ def _read_hdf5(path: Path, dataset: str | None) -> Grid | DiffuseVolume:
             if stream.read(8) == _HDF5:
                 raise unusable(path.name, "its HDF5 header is damaged or truncated", "a whole HDF5 file")
         raise unusable(path.name, "this is neither HDF5 nor .npy")
-    try:
-        with h5py.File(path, "r") as file:
-            return _layout(file, path, dataset)
-    except CrystaldlError:
-        raise
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        text = _first(error)
-        kind = "this HDF5 file is truncated" if "truncated" in text else "this HDF5 file is truncated, damaged or incomplete"
-        raise unusable(path.name, f"{kind} ({text.strip(chr(39))})", "a whole HDF5 file") from None
+    with open_hdf5(path, "a whole HDF5 file", load=False) as file:
+        return _layout(file, path, dataset)
 
 
 def _layout(file, path: Path, dataset: str | None) -> Grid | DiffuseVolume:
@@ -259,7 +249,7 @@ def _groups(file):
 
 def real_array(node, name: str) -> np.ndarray:
     """The values of an HDF5 data set as float64; complex numbers and text are no intensities."""
-    values = node[()]
+    values = load(node)
     if not isinstance(values, (np.ndarray, np.generic)) or values.dtype.kind not in "biuf":
         kind = "complex" if np.iscomplexobj(values) else "not numeric"
         raise unusable(name, f"{node.name} is {kind}", "real intensities")
@@ -268,7 +258,7 @@ def real_array(node, name: str) -> np.ndarray:
 
 def text_of(value) -> str:
     """Text of an HDF5 string, whatever its kind."""
-    value = value[()] if hasattr(value, "id") else value  # an HDF5 data set
+    value = load(value) if hasattr(value, "id") else value  # an HDF5 data set
     while isinstance(value, (np.ndarray, list)) and len(value):
         value = value[0]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
@@ -281,7 +271,7 @@ def decimal(values) -> np.ndarray:
 
 
 def _cell(file):
-    return decimal(file["unit_cell"][()])[:6] if "unit_cell" in file else None
+    return decimal(load(file["unit_cell"]))[:6] if "unit_cell" in file else None
 
 
 def _read_yell(file, name: str) -> Grid:
@@ -293,12 +283,12 @@ def _read_yell(file, name: str) -> Grid:
     if not 2 <= data.ndim <= 3:
         raise unusable(name, f"its data has the shape {data.shape}", "a plane or a volume")
     shape = data.shape + (1,) * (3 - data.ndim)
-    low, step = (decimal(file[key][()]) for key in ("lower_limits", "step_sizes" if "step_sizes" in file else "step_size"))
+    low, step = (decimal(load(file[key])) for key in ("lower_limits", "step_sizes" if "step_sizes" in file else "step_size"))
     low, step = (np.append(v, np.zeros(3))[:3] for v in (low, step))
     basis, origin = np.eye(3), np.zeros(3)
     vectors = [f"step_sizes_{axis}" for axis in ("abs", "ord", "top")]
     if all(v in file for v in vectors):
-        rows = np.array([decimal(file[v][()])[:3] for v in vectors])
+        rows = np.array([decimal(load(file[v]))[:3] for v in vectors])
         if np.abs(rows - np.diag(np.diag(rows))).max() > 1e-9 and all(r.any() for r, n in zip(rows, shape, strict=True) if n > 1):
             # oblique sections: count steps from the corner
             basis, origin, low, step = rows, low, np.zeros(3), np.ones(3)
@@ -318,10 +308,10 @@ def _read_meerkat(file, name: str) -> Grid:
     data = np.full(total.shape, np.nan)
     np.divide(total, counts, out=data, where=counts > 0)
     if "lower_limits" in file:
-        low, step = (decimal(file[key][()]) for key in ("lower_limits", "step_sizes" if "step_sizes" in file else "step_size"))
+        low, step = (decimal(load(file[key])) for key in ("lower_limits", "step_sizes" if "step_sizes" in file else "step_size"))
         axes = [a + s * np.arange(n) for a, s, n in zip(low, step, data.shape, strict=True)]
     else:
-        top = decimal(file["maxind"][()])
+        top = decimal(load(file["maxind"]))
         axes = [np.linspace(-m, m, n) if n > 1 else np.zeros(1) for m, n in zip(top, data.shape, strict=True)]
     return Grid(data, axes, lattice=_cell(file))
 
@@ -330,8 +320,9 @@ def _read_meerkat(file, name: str) -> Grid:
 
 
 def _read_emd(path: Path, file, dataset: str | None) -> DiffuseVolume:
-    import emdfile
     import h5py
+
+    from .files import volume_of_group
 
     if dataset is None:
         found = []
@@ -346,7 +337,8 @@ def _read_emd(path: Path, file, dataset: str | None) -> DiffuseVolume:
         if len(found) > 1:
             raise DataError(f"{path.name} holds {len(found)} diffuse volumes; pass dataset, one of {', '.join(found)}.")
         dataset = found[0]
-    return from_emd(emdfile.read(path, emdpath=dataset))
+    check_members(file[dataset], path.name, links=False)
+    return volume_of_group(file[dataset])
 
 
 def from_emd(node) -> DiffuseVolume:

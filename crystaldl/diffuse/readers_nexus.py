@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 from ..physics.lattice import cell_from_metric
+from ..storage.hdf5 import load
 from .readers import Grid, real_array, text_of, unusable
 
 __all__ = ["find_nxdata", "read_mdhisto", "read_nxdata"]
@@ -101,7 +102,7 @@ def _like(group, key: str, shape):
 
     node = group.get(key)
     same = isinstance(node, h5py.Dataset) and node.shape == shape and node.dtype.kind in "biuf"
-    return np.asarray(node[()], dtype=np.float64) if same else None
+    return np.asarray(load(node), dtype=np.float64) if same else None
 
 
 def _history(group) -> tuple[str, ...]:
@@ -145,7 +146,7 @@ def _centres(axis: np.ndarray, n: int, name: str, path) -> np.ndarray:
 def _directions(group, names, path):
     """(basis, origin, order): hkl vectors of the axes sorted as h, k, l; or those that crystaldl wrote beside them."""
     if "basis" in group and "origin" in group:
-        return *(np.asarray(group[key][()], dtype=np.float64) for key in ("basis", "origin")), list(range(len(names)))
+        return *(np.asarray(load(group[key]), dtype=np.float64) for key in ("basis", "origin")), list(range(len(names)))
     letters = [_letter(name) or _letter(text_of(group[name].attrs.get("long_name"))) for name in names]
     if None in letters or len(set(letters)) != len(letters):
         found = f"the axes {', '.join(names)} of {group.name} do not say which is h, k and l"
@@ -154,7 +155,7 @@ def _directions(group, names, path):
     origin = np.zeros(3)
     for i, letter in enumerate("hkl"):
         if letter not in letters and letter in group and group[letter].size == 1:
-            origin[i] = float(np.ravel(group[letter][()])[0])
+            origin[i] = float(np.ravel(load(group[letter]))[0])
     return np.eye(3)[[("hkl").index(letters[i]) for i in order]], origin, order
 
 
@@ -178,7 +179,7 @@ def _find_cell(file, group):
     import h5py
 
     if "unit_cell" in group:
-        return _six(group["unit_cell"][()])
+        return _six(load(group["unit_cell"]))
     entry = _entry(file, group)
     samples = [entry] + [node for node in (entry.get(k) for k in entry) if isinstance(node, h5py.Group)]
     samples.sort(key=lambda node: text_of(node.attrs.get("NX_class")) not in ("NXsample", "NXcrystal"))
@@ -186,13 +187,13 @@ def _find_cell(file, group):
         for prefix in ("unitcell_", "unit_cell_", "lattice_", ""):
             keys = [prefix + c for c in _CELL]
             if all(isinstance(node.get(k), h5py.Dataset) and node[k].size == 1 for k in keys):
-                return np.array([float(np.ravel(node[k][()])[0]) for k in keys])
+                return np.array([float(np.ravel(load(node[k]))[0]) for k in keys])
         if "unit_cell_abc" in node and "unit_cell_alphabetagamma" in node:
             parts = (node["unit_cell_abc"], node["unit_cell_alphabetagamma"])
-            return np.concatenate([np.ravel(part[()])[:3] for part in parts])
+            return np.concatenate([np.ravel(load(part))[:3] for part in parts])
         for key in ("unit_cell", "unitcell"):
             if isinstance(node.get(key), h5py.Dataset) and node[key].size >= 6:
-                return _six(node[key][()])
+                return _six(load(node[key]))
     return None
 
 
@@ -250,7 +251,7 @@ def read_mdhisto(file, path) -> Grid:
     order = sorted(range(len(kept)), key=lambda i: (int(np.flatnonzero(vectors[i])[0]), -i))
 
     def arrange(key):
-        values = group[key][()] if key in group else None
+        values = load(group[key]) if key in group else None
         return None if values is None or values.size != signal.size else np.reshape(values, shape).transpose(order)
 
     errors, hidden = arrange("errors_squared"), arrange("mask")
@@ -276,9 +277,9 @@ def _mantid_cell(group):
         return None
     keys = [f"unit_cell_{c}" for c in _CELL]
     if all(key in group for key in keys):
-        return np.array([float(np.ravel(group[key][()])[0]) for key in keys])
+        return np.array([float(np.ravel(load(group[key]))[0]) for key in keys])
     if "orientation_matrix" in group:
-        ub = np.asarray(group["orientation_matrix"][()], dtype=np.float64)
+        ub = np.asarray(load(group["orientation_matrix"]), dtype=np.float64)
         return cell_from_metric(np.linalg.inv(ub.T @ ub))
     return None
 
@@ -293,7 +294,7 @@ def _projection(dataset, name: str, lattice_group) -> np.ndarray | None:
     number = re.fullmatch(r"(?:Q|D)_?(?:sample_|lab_)?([xyz0-3])", label, flags=re.IGNORECASE)
     if number and frame == "QSample" and lattice_group is not None and "orientation_matrix" in lattice_group:
         # Cartesian Q = 2π UB hkl in the sample's frame
-        ub = 2 * np.pi * np.asarray(lattice_group["orientation_matrix"][()], dtype=np.float64)
+        ub = 2 * np.pi * np.asarray(load(lattice_group["orientation_matrix"]), dtype=np.float64)
         return np.linalg.inv(ub)[:, "xyz".find(number[1].lower()) % 3]
     if number and frame not in ("QSample", "QLab"):
         index = number[1].lower()
@@ -324,7 +325,7 @@ def _exact_projections(file, vectors: np.ndarray) -> np.ndarray:
         log = file.get(f"MDHistoWorkspace/{key}/logs/W_MATRIX/value")
         if log is None or log.size != 9:
             continue
-        columns = np.reshape(log[()], (3, 3)).T
+        columns = np.reshape(load(log), (3, 3)).T
         for i, vector in enumerate(vectors):
             near = np.abs(columns - vector).max(axis=1)
             if near.min() < 2e-3:

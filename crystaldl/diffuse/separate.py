@@ -17,7 +17,7 @@ from dataclasses import fields
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..errors import DataError
 from ..physics.device import resolve_device
@@ -73,6 +73,8 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
         raise DataError(f"unknown option {sorted(set(options) - known)[0]!r}, expected some of {', '.join(sorted(known))}.")
     if method == "physics":
         options = {"links": ("linear",), "bragg": None, "background": 0, "polish": False} | options
+    if not isinstance(progress, (bool, np.bool_)):
+        raise TypeError(f"progress is a {type(progress).__name__}; expected True or False.")
     choices = FactoriseOptions(**options)
     place = _device(device)
     lattice = _lattice(volume, choices, place)

@@ -5,25 +5,25 @@ Plain emdfile and h5py open it; each volume can be read on its own with
 """
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CrystaldlError, DataError
-from .readers import from_emd, text_of, unusable
+from ..errors import DataError
+from ..storage.hdf5 import open_hdf5
+from ..storage.records import check_ending, write_emd
+from .files import volume_of_group
+from .readers import text_of, unusable
 from .separation import Separation
 from .volume import DiffuseVolume
-from .writers import to_emd
+from .writers import CONVENTIONS, to_emd
 
 __all__ = ["read_separation", "write_separation"]
 
 ROOT, FACTS = "separation", "separation"
 FORMAT = "crystaldl separation 1"
-ENDINGS = (".h5", ".hdf5", ".emd")
 _EXPECTED = "a file written by Separation.save"
 
 
@@ -31,7 +31,7 @@ _EXPECTED = "a file written by Separation.save"
 
 
 def write_separation(parts: Separation, path) -> Path:
-    """Write a separation as EMD 1.0; beside its place first, then renamed, so that an old file stays whole.
+    """Write a separation as EMD 1.0; an interrupted write leaves an old file whole.
 
     Parameters
     ----------
@@ -52,33 +52,8 @@ def write_separation(parts: Separation, path) -> Path:
     """
     if not isinstance(parts, Separation):
         raise TypeError(f"parts is a {type(parts).__name__}; expected a Separation.")
-    path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise DataError(f"path ends in {path.suffix!r}; expected one of {', '.join(ENDINGS)}.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; expected a folder to write {path.name} in.")
-    root = _tree(parts)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        import emdfile
-
-        emdfile.save(temporary, root, mode="o")
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _mode(path: Path) -> int:
-    """Permissions of the file that is replaced, or what a new file gets here."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    check_ending(path)
+    return write_emd(path, _tree(parts), "Separation", CONVENTIONS)
 
 
 def _tree(parts: Separation):
@@ -134,40 +109,31 @@ def read_separation(path) -> Separation:
     FileFormatError
         Not HDF5, damaged, or without a separation.
     """
+    with open_hdf5(path, _EXPECTED, links=False) as file:
+        return separation_of(file, Path(path).name)
+
+
+def separation_of(file, name: str) -> Separation:
+    """The separation in an open HDF5 file whose name is ``name``."""
+    facts = file.get(f"{ROOT}/metadatabundle/{FACTS}")
+    if facts is None:
+        content = ", ".join(list(file)[:8]) or "nothing"
+        raise unusable(name, f"this HDF5 file holds no separation but {content}", _EXPECTED)
+    if text_of(facts["format"]) != FORMAT:
+        raise unusable(name, f"its format is {text_of(facts['format'])!r}", repr(FORMAT))
+    return _from_group(file[ROOT], name)
+
+
+def _from_group(group, file_name: str) -> Separation:
     import emdfile
-    import h5py
 
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected {_EXPECTED}.")
-    if path.is_dir() or not h5py.is_hdf5(path):
-        found = "this is a folder" if path.is_dir() else "this is not an HDF5 file, or its start is damaged"
-        raise unusable(path.name, found, _EXPECTED)
-    try:
-        with h5py.File(path, "r") as file:
-            facts = file.get(f"{ROOT}/metadatabundle/{FACTS}")
-            if facts is None:
-                content = ", ".join(list(file)[:8]) or "nothing"
-                raise unusable(path.name, f"this HDF5 file holds no separation but {content}", _EXPECTED)
-            if text_of(facts["format"]) != FORMAT:
-                raise unusable(path.name, f"its format is {text_of(facts['format'])!r}", repr(FORMAT))
-        root = emdfile.read(path, emdpath=ROOT)
-        return _from_tree(root, path.name)
-    except CrystaldlError:
-        raise
-    except (OSError, KeyError, RuntimeError, ValueError, AssertionError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise unusable(path.name, f"this HDF5 file is truncated, damaged or incomplete ({text})", "a whole file") from None
-
-
-def _from_tree(root, file_name: str) -> Separation:
-    facts, nodes = root.metadata[FACTS], set(root._branch.keys())
+    facts = emdfile.Metadata.from_h5(group[f"metadatabundle/{FACTS}"])._params
     given: dict[str, Any] = {}
     for field in fields(Separation):
-        if field.name in facts.keys:                  # an attribute of emdfile.Metadata, not a method
+        if field.name in facts:
             given[field.name] = _own(facts[field.name])
-        elif field.name in nodes:
-            given[field.name] = from_emd(root.tree(field.name))
+        elif field.name in group:
+            given[field.name] = volume_of_group(group[field.name])
         elif field.default is MISSING and field.default_factory is MISSING:
             raise unusable(file_name, f"the separation has no {field.name}", _EXPECTED)
     return Separation(**given)

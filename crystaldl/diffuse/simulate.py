@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..physics.device import resolve_device
 from ..physics.scattering import MAX_Z, scattering_table
 from .corruption import CLEAN, Corruption, Scene, corrupt, phases
-from .disorder import half_space
+from .geometry import half_space
 from .molecules import signed_atoms
 
 _CHUNK = {"cpu": 4_000_000, "cuda": 400_000_000}       # numbers held at once while form factors are summed
@@ -109,7 +109,7 @@ class PlaneSpec:
                 raise DataError(f"{name} is {value.tolist()}, expected two independent rows of two numbers in Å⁻¹.")
             object.__setattr__(self, name, value)
         vectors, alpha = np.array(self.vectors).reshape(-1, 2), np.array(self.alpha, dtype=float).reshape(-1)
-        if len(vectors) != len(alpha) or (len(vectors) and not half_space(vectors).all()):
+        if len(vectors) != len(alpha) or (len(vectors) and not half_space(vectors, zero=False).all()):
             raise DataError(f"vectors hold {len(vectors)} rows for {len(alpha)} alpha, expected as many, one of every ±R, no 0.")
         object.__setattr__(self, "vectors", vectors.astype(np.int64))
         object.__setattr__(self, "alpha", alpha)

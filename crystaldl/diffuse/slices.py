@@ -130,8 +130,8 @@ def plane(volume, name: str | None = None, *, normal=None, offset: float = 0.0, 
 def _from_normal(volume, normal, offset: float) -> tuple[np.ndarray, np.ndarray]:
     """Two directions perpendicular to G, with small whole indices where the lattice has such."""
     try:
-        g = np.array([float(v) for v in normal])
-    except (TypeError, ValueError):
+        g = np.array([float(v) for v in normal]) if len(normal) == 3 else np.zeros(0)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         g = np.zeros(0)
     if g.shape != (3,) or not np.isfinite(g).all() or not g.any():
         raise DataError(f"normal is {normal!r}; expected three indices h, k, l, not all zero.")
@@ -209,7 +209,7 @@ def _sample(volume, axes, basis, origin, thickness: float):
     grid, _ = to_index(volume, np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) @ basis + origin)
     start, _ = to_index(volume, origin)
     across = (_across(volume, basis) @ np.linalg.inv(volume.basis)) / steps(volume)
-    shifts = _shifts(start, across, thickness / 2)
+    shifts = _shifts(start, across, thickness / 2, 4 * sum(volume.shape))
     total, count, spread = (np.zeros(grid.shape[:-1]) for _ in range(3))
     for shift in shifts:
         values, sigma = interpolate(volume, grid + shift * across)
@@ -232,11 +232,17 @@ def _across(volume, basis) -> np.ndarray:
     return normal / np.abs(normal).max()
 
 
-def _shifts(start, across, half: float) -> np.ndarray:
-    """Samples across the plane, at most one pixel of the volume apart: its own layers where the plane is parallel."""
+def _shifts(start, across, half: float, most: int) -> np.ndarray:
+    """Samples across the plane, at most one pixel of the volume apart: its own layers where the plane is parallel.
+
+    Where a slab is so much thicker than the volume that there would be more than ``most`` of them, they are further apart:
+    less than half of them meet the volume, and nothing counts as measured.
+    """
     if half <= 0:
         return np.zeros(1)
     moving = np.flatnonzero(np.abs(across) > 1e-9)
+    if half * np.abs(across).max() > most:
+        return np.linspace(-half, half, most)
     if moving.size == 1:
         i = moving[0]
         ends = np.sort(start[i] + np.array([-half, half]) * across[i])

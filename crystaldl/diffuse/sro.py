@@ -49,6 +49,9 @@ class Advanced:
             raise DataError(f"concentration is {c!r}; expected a share between 0 and 1.")
 
 
+_FLAG = (bool, np.bool_)
+
+
 def refine_sro(
     data, *, shells=6, vectors=None, laue=None, form_factor=None, sites=None, background="auto", size_effect=False,
     robust=True, centring=None, **advanced,
@@ -106,6 +109,10 @@ def refine_sro(
     stand for one independent value (their number is that of pixels over Σ S² σ_D² / σ²) are taken as wrong together.
     """
     options = _advanced(advanced)
+    given = (("laue", laue, str), ("centring", centring, str), ("size_effect", size_effect, _FLAG), ("robust", robust, _FLAG))
+    for name, value, kinds in given:
+        if value is not None and not isinstance(value, kinds):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected {'text' if kinds is str else 'True or False'}.")
     if sites is not None:
         from .sro_sites import refine_site_sro
 

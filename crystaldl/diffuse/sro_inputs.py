@@ -130,7 +130,7 @@ def _number(value) -> float:
     expected = "a DiffuseVolume, an array, a function of hkl, a pair of molecules or a number"
     try:
         value = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"form_factor is {value!r}; expected {expected}.") from None
     if not np.isfinite(value) or value <= 0:
         raise DataError(f"form_factor is {value:g}; expected a positive number, or {expected}.")
@@ -140,7 +140,7 @@ def _number(value) -> float:
 def _like(values, volume: DiffuseVolume, name: str) -> np.ndarray:
     try:
         array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"{name} is not an array of real numbers.") from None
     if array.shape != volume.shape:
         raise DataError(f"{name} has the shape {array.shape} but data has {volume.shape}; both must be the same.")

@@ -17,10 +17,12 @@ import numpy as np
 
 from .. import __version__
 from ..errors import DataError
+from ..storage.atomic import write_json
+from ..storage.records import ENDINGS
 from .sro import refine_sro
 from .sro_inputs import period_basis
 from .sro_kernels import Geometry, Wave, order_terms, order_wave
-from .sro_result import SROFit, number, write_json
+from .sro_result import SROFit, number
 from .sro_vectors import VectorOrbits, vector_orbits
 
 __all__ = ["InteractionFit", "refine_interactions"]
@@ -88,7 +90,14 @@ class InteractionFit:
         return pd.DataFrame(table)
 
     def save(self, path) -> Path:
-        """Write as JSON; an interrupted write leaves an old file whole."""
+        """Write everything (``.h5``, EMD 1.0: `crystaldl.read` reads it back), else the figures as JSON.
+
+        An interrupted write leaves an old file whole.
+        """
+        if str(path).lower().endswith(ENDINGS):
+            from .files import save_object
+
+            return save_object(path, self)
         return write_json(path, {
             "name": self.fit.data.name, "vectors": self.vectors, "beta_v": self.beta_v, "sigma": self.sigma,
             "covariance": self.covariance, "distance": self.distance, "multiplicity": self.multiplicity, "lam": self.lam,

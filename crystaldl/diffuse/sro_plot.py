@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .plot import plot_volume
+from .plot import bright_layer, plot_volume
 from .volume import DiffuseVolume
 
 __all__ = ["plot_comparison", "plot_sro_fit"]
@@ -17,8 +17,9 @@ def plot_sro_fit(fit):
 
     figure, axes = plt.subplots(1, 4, figsize=(16.5, 4.2), layout="constrained", width_ratios=(1, 1, 1, 1.15))
     panels = [("measured", fit.data), ("calculated", fit.simulate()), ("residual", fit.residual())]
-    layers = [_layer(v) for _, v in panels]
-    low, high = np.nanpercentile(layers[0].data, (1, 99))
+    at = bright_layer(fit.data, fit.data.mask)
+    layers = [_layer(v, at) for _, v in panels]
+    low, high = _limits(layers[0])
     spread = float(np.nanpercentile(np.abs(layers[2].data), 99)) or 1.0
     for ax, (title, _), layer in zip(axes, panels, layers, strict=False):
         limits = {"vmin": -spread, "vmax": spread, "cmap": "RdBu_r"} if title == "residual" else {"vmin": low, "vmax": high}
@@ -58,8 +59,9 @@ def plot_comparison(comparison, most: int = 3):
     n = len(panels)
     figure, axes = plt.subplots(1, n + 1, figsize=(3.9 * n + 4.2, 4.0), layout="constrained", squeeze=False)
     axes = axes[0]
-    layers = [_layer(v) for _, v in panels]
-    low, high = np.nanpercentile(layers[0].data, (1, 99))
+    at = bright_layer(panels[0][1], panels[0][1].mask)
+    layers = [_layer(v, at) for _, v in panels]
+    low, high = _limits(layers[0])
     for ax, (title, _), layer in zip(axes, panels, layers, strict=False):
         plot_volume(layer, ax, vmin=low, vmax=high, colorbar=False)
         if title != "separated":
@@ -78,17 +80,16 @@ def plot_comparison(comparison, most: int = 3):
     return figure, axes
 
 
-def _layer(volume: DiffuseVolume) -> DiffuseVolume:
-    """A plane as it is; of a volume the layer nearest to 0 along the last axis."""
-    if volume.ndim == 2:
+def _limits(plane: DiffuseVolume) -> tuple[float, float]:
+    low, high = (float(v) for v in np.nanpercentile(plane.data, (1, 99)))
+    return (low, high) if low < high else (low - 0.5 * abs(low) - 1e-6, high + 0.5 * abs(high) + 1e-6)
+
+
+def _layer(volume: DiffuseVolume, at: int | None) -> DiffuseVolume:
+    """A plane as it is; of a volume that layer along the last axis."""
+    if at is None:
         return volume
-    axis = volume.axes[2]
-    at = int(np.argmin(np.abs(axis))) if axis[0] <= 0 <= axis[-1] else axis.size // 2
-    for step in range(axis.size):  # a layer with data
-        k = (at + (step + 1) // 2 * (1 if step % 2 else -1)) % axis.size
-        if volume.mask[:, :, k].any():
-            break
     return DiffuseVolume.from_basis(
-        volume.data[:, :, k], volume.axes[:2], volume.basis[:2], volume.origin + axis[k] * volume.basis[2], volume.lattice,
-        radiation=volume.radiation, name=volume.name,
+        volume.data[:, :, at], volume.axes[:2], volume.basis[:2], volume.origin + volume.axes[2][at] * volume.basis[2],
+        volume.lattice, radiation=volume.radiation, name=volume.name,
     )  # fmt: skip

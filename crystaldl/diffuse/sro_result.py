@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -11,32 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
+from ..storage.atomic import replacing, write_json
+from ..storage.records import ENDINGS
 from .sro_kernels import Geometry, order_wave
 from .sro_vectors import VectorOrbits
 from .volume import DiffuseVolume
 
-__all__ = ["SROFit", "write_json"]
-
-
-def write_json(path, content: dict) -> Path:
-    """Write beside, then rename: an interrupted write leaves an old file whole. NaN becomes null."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(_plain(content), ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    os.replace(beside, path)
-    return path
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+__all__ = ["SROFit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,11 +144,9 @@ class SROFit:
 
     def to_csv(self, path) -> Path:
         """Write the table; an interrupted write leaves an old file whole."""
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        self.to_dataframe().to_csv(beside, index=False)
-        os.replace(beside, path)
-        return path
+        with replacing(path) as beside:
+            self.to_dataframe().to_csv(beside, index=False)
+        return Path(path)
 
     def to_dict(self) -> dict:
         """Everything but the pixels, ready for JSON."""
@@ -188,7 +165,14 @@ class SROFit:
         }  # fmt: skip
 
     def save(self, path) -> Path:
-        """Write parameters, covariance and figures of merit as JSON; an interrupted write leaves an old file whole."""
+        """Write everything (``.h5``, EMD 1.0: `crystaldl.read` reads it back), else the figures as JSON.
+
+        An interrupted write leaves an old file whole.
+        """
+        if str(path).lower().endswith(ENDINGS):
+            from .files import save_object
+
+            return save_object(path, self)
         return write_json(path, self.to_dict())
 
     def show(self):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -49,11 +50,11 @@ class Site:
     def __post_init__(self):
         try:
             position = np.array(self.position, dtype=float)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             position = np.empty(0)
         if position.shape != (3,) or not np.isfinite(position).all():
             raise DataError(f"position is {self.position!r}; expected three fractional coordinates.")
-        if isinstance(self.concentration, (bool, str)) or not 0 < self.concentration < 1:
+        if isinstance(self.concentration, bool) or not isinstance(self.concentration, Real) or not 0 < self.concentration < 1:
             raise DataError(f"concentration is {self.concentration!r}; expected a share between 0 and 1.")
         position.setflags(write=False)
         object.__setattr__(self, "position", position)
@@ -165,7 +166,7 @@ def _vectors_of_pairs(volume, sites, shells, vectors, centring) -> _Pairs:
             radius *= 1.3
     try:
         points = np.atleast_2d(np.asarray(vectors, dtype=float))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         points = np.empty((0, 0))
     if points.ndim != 2 or points.shape[1] != 3 or not len(points) or not np.isfinite(points).all():
         raise DataError("vectors is no (n, 3) array of lattice vectors.")

@@ -197,7 +197,7 @@ class _Maker:
     def from_vectors(self, vectors) -> VectorOrbits:
         try:
             points = np.atleast_2d(np.asarray(vectors, dtype=float))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             raise DataError(f"vectors is {vectors!r}; expected an (n, 3) array of lattice vectors.") from None
         if points.ndim != 2 or points.shape[1] != 3 or not len(points):
             raise DataError(f"vectors has the shape {points.shape}; expected (n, 3), one lattice vector a row.")

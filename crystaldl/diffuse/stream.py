@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import DataError
 from . import disorder
 from .corruption import Corruption
+from .geometry import half_space
 from .molecules import Pair, axis_rotation, random_pair, random_rotation
 from .simulate import PlaneSpec, SimulatedPlanes, simulate_planes
 
@@ -51,7 +52,7 @@ def orbits(vectors: np.ndarray, symmetry: str) -> np.ndarray:
         operations = [a @ b for a in operations for b in powers]
     images = np.stack([vectors @ np.array(o).T for o in operations], 1)
     flat = images.reshape(-1, 2)
-    images = np.where(disorder.half_space(flat)[:, None], flat, -flat).reshape(images.shape)
+    images = np.where(half_space(flat)[:, None], flat, -flat).reshape(images.shape)
     code = images[..., 0] * 100_003 + images[..., 1]
     return np.unique(code.min(1), return_inverse=True)[1].ravel()
 
@@ -230,7 +231,7 @@ class DiffuseStream:
         vectors, alpha = sets[rng.integers(len(sets))]
         if symmetry == "oblique" and rng.random() < 0.5:
             vectors = vectors[:, ::-1]
-            vectors = np.where(disorder.half_space(vectors)[:, None], vectors, -vectors)
+            vectors = np.where(half_space(vectors)[:, None], vectors, -vectors)
         alpha = alpha * (1.0 if rng.random() < 0.6 else rng.uniform(0.4, 1.0))
         pair = pairs[rng.integers(len(pairs))]
         upright = axis_rotation((0, 0, 1), rng.choice((0, 30, 45, 60, 90)))

@@ -15,6 +15,10 @@ from .grid import interpolate, steps, to_index
 __all__ = ["punch_bragg", "radial_background", "rebin", "subtract_background"]
 
 
+#: Bragg nodes within reach of one pixel that `punch_bragg` looks at
+MOST_NODES = 4000
+
+
 def punch_bragg(volume, radius=0.1, *, centring: str = "P", units: str = "rlu", extra=None):
     """Mask the pixels around Bragg reflections; nothing is filled in.
 
@@ -48,7 +52,7 @@ def punch_bragg(volume, radius=0.1, *, centring: str = "P", units: str = "rlu", 
     if units == "rlu":
         try:
             semi = np.broadcast_to(np.asarray(radius, dtype=np.float64), 3)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             semi = np.zeros(3)
         if not (np.isfinite(semi).all() and (semi > 0).all()):
             raise DataError(f"radius is {radius!r}; expected a positive number or three, in r.l.u.")
@@ -59,6 +63,8 @@ def punch_bragg(volume, radius=0.1, *, centring: str = "P", units: str = "rlu", 
         scale = reciprocal / size
         # |h| = |Q·a| / 2π, so a sphere reaches radius·a/2π along h
         reach = size * np.array(volume.lattice[:3]) / (2 * np.pi)
+    if np.prod(2.0 * np.ceil(reach)) > MOST_NODES:
+        raise DataError(f"radius is {radius!r}; it masks every measured pixel, or reaches over more than {MOST_NODES} nodes.")
     mask, shifts = volume.mask.copy(), _satellites(extra)
     for rows, hkl in _slabs(volume):
         for shift in shifts:
@@ -85,7 +91,7 @@ def _satellites(extra) -> np.ndarray:
         return shifts
     try:
         tau = np.atleast_2d(np.asarray(extra, dtype=np.float64))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         tau = np.zeros(0)
     if tau.ndim != 2 or tau.shape[1:] != (3,) or not np.isfinite(tau).all():
         raise DataError("extra is no list of propagation vectors; expected (n, 3) numbers in r.l.u.")
@@ -153,7 +159,10 @@ def subtract_background(volume, background=None, *, scale: float = 1.0, quantile
 
 
 def _same_shape(values, shape):
-    found = np.shape(values)
+    try:
+        found = np.shape(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"background is a {type(values).__name__}; expected an array of the shape {shape}.") from None
     if found != shape:
         raise DataError(f"background has the shape {found} but data has {shape}; both must be the same.")
     return values
@@ -297,7 +306,10 @@ def rebin(volume, factors):
 
 
 def _check_factors(factors, shape) -> list[int]:
-    values = [factors] * len(shape) if np.ndim(factors) == 0 else list(factors)
+    try:
+        values = [factors] * len(shape) if np.ndim(factors) == 0 else list(factors)
+    except (TypeError, ValueError, RuntimeError):
+        values = []
     whole = all(isinstance(f, (int, np.integer)) and not isinstance(f, bool) for f in values)
     if len(values) != len(shape) or not whole or min(values) < 1:
         raise DataError(f"factors is {factors!r}; expected one whole number ≥ 1, or {len(shape)}, one per axis.")

@@ -21,6 +21,10 @@ SHELL_CELLS = 0.07              # the same where the scale of Q is not known, in
 MOST = {2: (1300, 230), 3: (3000, 300)}
 """Most unknowns of D and of S, by dimension."""
 RESOLVED = 0.8                  # cycles a pixel of the finest order frequency: zones fall differently on the pixels
+RING = 1.5                      # pixels: width of the rings in which a rough background is looked for
+RING_CLIP, RING_SIGMA, RING_HEIGHT = 5.0, 5.0, 4e-3     # of a residual; of the mean in a ring, in σ and in the mean intensity
+RING_MARGIN = 3                 # rings on both sides of a rough one
+RING_MOST = 48                  # more background functions
 VECTOR_RADIUS = 0.9             # Å around each interatomic vector of a given structure
 
 
@@ -70,7 +74,7 @@ def arrays_of(volume, lattice: PlaneLattice, device: torch.device) -> Arrays:
         q2 = np.square(volume.q())
         to_frequency = (volume.basis @ volume.reciprocal_basis()).T @ np.linalg.inv(to_lattice).T / (2.0 * math.pi)
     radius = torch.as_tensor(np.sqrt(q2 / q2.max()), device=device)
-    cell = float(abs(np.linalg.det(dual)) * math.sqrt(np.linalg.det(metric))) ** (1.0 / ndim)
+    cell = lattice.cell_measure ** (1.0 / ndim)
     return Arrays(data, valid, sigma, grid, dual, metric, parts, lattice, radius, cell,
                   (lattice.even_factor, lattice.even_order), to_frequency)
 
@@ -132,15 +136,49 @@ def envelope_of(arrays: Arrays, valid: Tensor, bins: int = 24) -> Tensor:
     return torch.as_tensor(smooth, device=arrays.intensity.device)
 
 
-def radial_functions(arrays: Arrays, count: int) -> Tensor:
-    """``count`` hat functions of |Q| that add up to 1, (count, *shape); one function is a constant."""
-    if count == 0:
+def even_knots(count: int) -> np.ndarray:
+    """Knots of ``count`` background functions, fractions of the largest |Q|."""
+    return np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(count)
+
+
+def radial_functions(arrays: Arrays, knots: np.ndarray) -> Tensor:
+    """Hat functions of |Q| between ascending knots that add up to 1, (len(knots), *shape); one function is a constant."""
+    if len(knots) == 0:
         return arrays.radius.new_zeros((0, *arrays.radius.shape))
-    if count == 1:
+    if len(knots) == 1:
         return torch.ones_like(arrays.radius)[None]
-    knots = torch.linspace(0, 1, count, dtype=torch.float64, device=arrays.radius.device)
-    distance = (arrays.radius - knots.view(-1, *(1,) * arrays.radius.ndim)).abs() * (count - 1)
-    return (1.0 - distance).clamp(min=0.0)
+    place = torch.as_tensor(knots, device=arrays.radius.device)
+    right = torch.searchsorted(place, arrays.radius, right=True).clamp(1, len(knots) - 1)
+    share = (arrays.radius - place[right - 1]) / (place[right] - place[right - 1])
+    out = arrays.radius.new_zeros((len(knots), *arrays.radius.shape))
+    out.scatter_(0, (right - 1)[None], (1.0 - share).clamp(0.0, 1.0)[None])
+    return out.scatter_(0, right[None], share.clamp(0.0, 1.0)[None])
+
+
+def ring_knots(arrays: Arrays, residual: Tensor, weight: Tensor, knots: np.ndarray, scale: float) -> np.ndarray:
+    """Knots with more of them where the mean residual of narrow rings says that the background is rougher than they allow.
+
+    Parameters
+    ----------
+    residual : (*shape) tensor, measured − model
+    weight : (*shape) tensor, 1 / variance, zero where not measured
+    knots : ndarray
+    scale : float, mean intensity
+    """
+    reach = 0.5 * math.sqrt(sum(n * n for n in arrays.radius.shape))
+    bins = max(int(reach / RING), 8)
+    ring = (arrays.radius * (bins - 1e-6)).long().flatten()
+    z = (residual * weight.sqrt()).clamp(-RING_CLIP, RING_CLIP).flatten()
+    total, amount, number = (torch.zeros(bins, dtype=torch.float64, device=z.device).index_add_(0, ring, v) for v in
+                             (z, weight.sqrt().flatten(), (weight > 0).double().flatten()))
+    strong = (total.abs() > RING_SIGMA * number.sqrt()) & (total.abs() > RING_HEIGHT * scale * amount)
+    if not bool(strong.any()):
+        return knots
+    rough = np.convolve(strong.cpu().numpy(), np.ones(2 * RING_MARGIN + 1), "same") > 0
+    fine = np.flatnonzero(rough) + 0.5
+    fine = fine[:: -(-len(fine) // RING_MOST)] / bins
+    near = np.abs(knots[:, None] - fine).min(1) < 0.75 / bins
+    return np.sort(np.concatenate([knots[~near], fine]))
 
 
 def unseen(arrays: Arrays, valid: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -195,7 +233,7 @@ def default_reach(arrays: Arrays) -> float:
     return (2.0 * most * measure / ball) ** (1.0 / ndim)
 
 
-def build(arrays: Arrays, support: float, reach: float, options, envelope: Tensor) -> tuple[Basis, State]:
+def build(arrays: Arrays, support: float, reach: float, options, envelope: Tensor, knots: np.ndarray) -> tuple[Basis, State]:
     """Basis functions and the state to start from: D = envelope, S = 1."""
     device = arrays.intensity.device
     vectors = support_frequencies(arrays, options.support_vectors)
@@ -217,7 +255,7 @@ def build(arrays: Arrays, support: float, reach: float, options, envelope: Tenso
     p = _functions(patterson, np.round(p_length / shell).astype(int), arrays.even[0], device)
     s = _functions(order, np.maximum(np.round(f_length / (0.5 * arrays.cell)).astype(int) - 1, 0), arrays.even[1], device)
     stride = tuple(m // d for m, d in zip(arrays.grid.divisions, arrays.denominators, strict=True))
-    basis = Basis(*p, *s, stride, envelope, radial_functions(arrays, options.background))
+    basis = Basis(*p, *s, stride, envelope, radial_functions(arrays, knots))
     start = torch.zeros(len(p[0]), dtype=torch.float64, device=device)
     start[0] = 1.0                          # the zero vector comes first
     shells_p, shells_s = int(p[2].max()) + 1, int(s[2].max()) + 1

@@ -63,6 +63,17 @@ class DiffuseVolume:
 
     __slots__ = ("_data", "_mask", "_sigma", "_axes", "_basis", "_origin", "_lattice", "_radiation", "_name", "_history")
 
+    _data: np.ndarray
+    _mask: np.ndarray
+    _sigma: np.ndarray | None
+    _axes: tuple[np.ndarray, ...]
+    _basis: np.ndarray
+    _origin: np.ndarray
+    _lattice: tuple[float, ...] | None
+    _radiation: str
+    _name: str
+    _history: tuple[str, ...]
+
     def __init__(self, data, h, k, l, lattice=None, *, mask=None, sigma=None, radiation="xray", name=""):
         data = check_data(data)
         axes, names, basis, origin = hkl_geometry(h, k, l, data.ndim)

@@ -1,21 +1,22 @@
-"""Writing volumes: EMD 1.0 (everything kept), Yell 1.0 and NXdata.
-
-A file is written beside its place and renamed, so that an interrupted write leaves an old file whole.
-"""
+"""Writing volumes: EMD 1.0 (everything kept), Yell 1.0 and NXdata. An interrupted write leaves an old file whole."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
+from ..storage.atomic import replacing
+from ..storage.records import fill_emd
 from .naming import axis_names
 
 __all__ = ["FORMATS", "to_emd", "write_volume"]
 
+CONVENTIONS = (
+    "A pixel (i, j, ...) lies at hkl = origin + axis_0[i] basis[0] + axis_1[j] basis[1] + ...; hkl in reciprocal lattice units, "
+    "the lattice in Å and degrees; NaN is not measured."
+)
 FORMATS = ("emd", "yell", "nxdata")
 _ENDINGS = {".h5": "emd", ".hdf5": "emd", ".emd": "emd", ".nxs": "nxdata", ".nx5": "nxdata", ".nexus": "nxdata"}
 
@@ -47,25 +48,10 @@ def write_volume(volume, path, *, format: str | None = None) -> Path:
             raise DataError(f"path ends in {path.suffix!r}; expected one of {', '.join(_ENDINGS)}, or format.")
     if format not in FORMATS:
         raise DataError(f"format is {format!r}; expected one of {', '.join(FORMATS)}.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; expected a folder to write {path.name} in.")
     write = {"emd": _write_emd, "yell": _write_yell, "nxdata": _write_nxdata}[format]
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        write(volume, Path(temporary))
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as beside:
+        write(volume, beside)
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # -- EMD -----------------------------------------------------------------------------------------------------------
@@ -113,9 +99,7 @@ def to_emd(volume, name: str = "diffuse_volume", parent=None):
 
 
 def _write_emd(volume, path: Path) -> None:
-    import emdfile
-
-    emdfile.save(path, to_emd(volume).root, mode="o")
+    fill_emd(path, to_emd(volume).root, "DiffuseVolume", CONVENTIONS)
 
 
 # -- Yell ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystaldl.errors import ModelIntegrityError, UnknownModelError
+from crystaldl.storage.atomic import write_bytes, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,16 +125,30 @@ def _read_card(path: Path) -> ModelCard:
     return ModelCard(**entries)
 
 
+def _places(folder: str | os.PathLike | None) -> list[Path]:
+    """The folder given; else the package's own, and those of the environment variable CRYSTALDL_MODELS."""
+    if folder is not None:
+        return [Path(folder)]
+    return [PACKAGE_FOLDER, *(Path(place) for place in os.environ.get("CRYSTALDL_MODELS", "").split(os.pathsep) if place)]
+
+
+def _place_of(name: str, folder: str | os.PathLike | None) -> Path:
+    """The first folder that has a card of that name: what ships cannot be replaced by a namesake."""
+    places = _places(folder)
+    return next((place for place in places if (place / "cards" / f"{name}.json").is_file()), places[0])
+
+
 def registry(folder: str | os.PathLike | None = None) -> dict[str, ModelCard]:
     """All models by name.
 
     Parameters
     ----------
     folder : path-like, optional
-        A folder with ``cards/`` and ``weights/``; the package's own when left out.
+        A folder with ``cards/`` and ``weights/``. When left out, the package's own, and beside it the folders that the
+        environment variable ``CRYSTALDL_MODELS`` lists (separated as in PATH), as in all functions here.
     """
-    cards = Path(folder or PACKAGE_FOLDER) / "cards"
-    return {path.stem: _read_card(path) for path in sorted(cards.glob("*.json"))}
+    paths = [path for place in reversed(_places(folder)) for path in sorted((place / "cards").glob("*.json"))]
+    return {path.stem: _read_card(path) for path in paths}
 
 
 def available(task: str | None = None, folder: str | os.PathLike | None = None) -> list[str]:
@@ -144,7 +159,8 @@ def available(task: str | None = None, folder: str | os.PathLike | None = None) 
 
 def default(task: str, folder: str | os.PathLike | None = None) -> str:
     """Name of the model that ``method="auto"`` takes for `task`."""
-    chosen = [card.name for card in registry(folder).values() if card.task == task and card.default]
+    cards = registry(PACKAGE_FOLDER if folder is None else folder).values()     # a folder of one's own changes no default
+    chosen = [card.name for card in cards if card.task == task and card.default]
     if len(chosen) != 1:
         raise UnknownModelError(f"task={task!r} has {len(chosen)} default models, expected one.")
     return chosen[0]
@@ -158,12 +174,11 @@ def card(name: str, folder: str | os.PathLike | None = None) -> ModelCard:
     UnknownModelError
         There is none; the message lists the known names.
     """
-    path = Path(folder or PACKAGE_FOLDER) / "cards" / f"{name}.json"
     names = available(folder=folder)
     if name not in names:
         known = ", ".join(names) or "none"
         raise UnknownModelError(f"model={name!r} is not known; the known models are: {known}.")
-    return _read_card(path)
+    return _read_card(_place_of(name, folder) / "cards" / f"{name}.json")
 
 
 def load_weights(name: str, folder: str | os.PathLike | None = None) -> dict[str, Tensor]:
@@ -179,7 +194,7 @@ def load_weights(name: str, folder: str | os.PathLike | None = None) -> dict[str
         The file is not the one the card describes.
     """
     entry = card(name, folder)
-    path = Path(folder or PACKAGE_FOLDER) / "weights" / entry.file
+    path = _place_of(name, folder) / "weights" / entry.file
     if not path.is_file():
         raise UnknownModelError(f"model={name!r} is known, but its weights file {path} is missing.")
     content = path.read_bytes()
@@ -247,14 +262,8 @@ def write_model(
     shipped = folder.resolve() == PACKAGE_FOLDER.resolve() and card_path.exists()
     if shipped and not overwrite and _read_card(card_path).sha256 != entry.sha256:
         raise ValueError(f"the name {name!r} is frozen: other weights need a new name (or overwrite=True).")
-    _replace(folder / "weights" / entry.file, content)
-    _replace(card_path, (json.dumps(entry.to_dict(), indent=2, ensure_ascii=False) + "\n").encode())
+    for place in (folder / "weights", folder / "cards"):
+        place.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "weights" / entry.file, content)
+    write_text(card_path, json.dumps(entry.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return entry
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside, then rename: an interruption leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(content)
-    os.replace(beside, path)

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import FileFormatError
 from .lattice import cell_from_metric, cell_volume, metric_tensor
 from .symmetry import check_space_group
 
@@ -104,16 +106,36 @@ def _symmetry(crystal: Crystal, symprec: float) -> CellSymmetry:
 # ---------------------------------------------------------------------------------------------- libraries
 
 def read_library(path) -> list[Crystal]:
-    """Crystals of a JSON library: a list of ``{"name", "src", "sg", "abc", "ang", "Z", "xyz"}``, plain or gzipped."""
+    """Crystals of a JSON library: a list of ``{"name", "src", "sg", "abc", "ang", "Z", "xyz"}``, plain or gzipped.
+
+    Raises
+    ------
+    FileNotFoundError
+    FileFormatError
+        Not such a list, or damaged.
+    """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path is {str(path)!r}, which is not a file; expected a JSON library of crystals.")
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as stream:
-        records = json.load(stream)
-    return [Crystal(r["Z"], r["xyz"], [*r["abc"], *r["ang"]], r["sg"], r.get("name", ""), r.get("src", "")) for r in records]
+    try:
+        with opener(path, "rt", encoding="utf-8") as stream:
+            records = json.load(stream)
+        return [Crystal(r["Z"], r["xyz"], [*r["abc"], *r["ang"]], r["sg"], r.get("name", ""), r.get("src", "")) for r in records]
+    except (OSError, EOFError, zlib.error, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = str(error) or type(error).__name__
+        raise FileFormatError(f"{path.name} cannot be read ({reason[:120]}); expected a JSON list of crystals.") from None
 
 
 def read_cif(path) -> Crystal:
-    """The first structure of a CIF, expanded to all atoms of its cell; mixed sites keep their occupancies."""
+    """The first structure of a CIF, expanded to all atoms of its cell; mixed sites keep their occupancies.
+
+    Raises
+    ------
+    FileNotFoundError
+    FileFormatError
+        Not a CIF, or one without a structure.
+    """
     import gemmi
 
     path = Path(path)
@@ -121,11 +143,11 @@ def read_cif(path) -> Crystal:
         raise FileNotFoundError(f"path is {str(path)!r}, which is not a file; expected a CIF.")
     try:
         structure = gemmi.read_small_structure(str(path))
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"path is {str(path)!r}, which does not read as a CIF ({error}).") from None
-    sites = [s for s in structure.get_all_unit_cell_sites() if s.element.atomic_number > 0]
+        sites = [s for s in structure.get_all_unit_cell_sites() if s.element.atomic_number > 0]
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        raise FileFormatError(f"path is {str(path)!r}, which does not read as a CIF ({error}).") from None
     if not sites:
-        raise ValueError(f"path is {str(path)!r}, a CIF without atomic sites; expected a crystal structure.")
+        raise FileFormatError(f"path is {str(path)!r}, a CIF without atomic sites; expected a crystal structure.")
     group = structure.spacegroup
     cell = structure.cell
     return Crystal([s.element.atomic_number for s in sites], [[s.fract.x, s.fract.y, s.fract.z] for s in sites],

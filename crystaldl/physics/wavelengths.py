@@ -153,7 +153,10 @@ def resolve_radiation(value) -> Radiation:
     if isinstance(value, str):
         return _from_text(value)
     if isinstance(value, Real) and not isinstance(value, bool):
-        return _from_number(float(value))
+        try:
+            return _from_number(float(value))
+        except OverflowError:
+            raise WavelengthError("wavelength is a number of hundreds of digits; expected a length in Å.") from None
     if isinstance(value, Sequence) and len(value) == 2:
         return _from_pair(*value)
     if getattr(value, "ndim", None) == 0:  # a zero-dimensional array

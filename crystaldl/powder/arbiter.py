@@ -14,12 +14,13 @@ import torch
 from torch.nn import functional as F
 
 from ..physics.symmetry import SYSTEM_OF_GROUP
-from .evidence import gather_evidence
+from ..storage.atomic import replacing
+from .evidence import ARRAYS, gather_evidence
 from .network import LatticeArbiter, level_log_probabilities, levels
-from .prepare import prepare
+from .prepare import normalise, prepare
 from .recipe import training_prior
 
-STEPS, BATCH, BLIND_SHARE, MEMBERS = 900, 512, 0.3, 3
+STEPS, BATCH, BLIND_SHARE, MEMBERS = 600, 512, 0.3, 3
 
 
 @dataclass
@@ -27,8 +28,9 @@ class SearchTable:
     """Evidence of many patterns and their true space groups (n,), 1…230."""
 
     scores: np.ndarray
+    profile: np.ndarray
     facts: np.ndarray
-    extinction: np.ndarray
+    absences: np.ndarray
     group: np.ndarray
     logits: np.ndarray | None = None
 
@@ -36,7 +38,8 @@ class SearchTable:
         known = {
             k: v for k, v in vars(self).items() if v is not None
         }  # logits may be missing: no object arrays in files
-        np.savez_compressed(path, **known)
+        with replacing(path) as beside, beside.open("wb") as stream:
+            np.savez_compressed(stream, **known)
 
     @classmethod
     def load(cls, path) -> SearchTable:
@@ -45,17 +48,15 @@ class SearchTable:
 
     def tensors(self, logits: np.ndarray) -> tuple[torch.Tensor, ...]:
         return tuple(
-            torch.as_tensor(np.asarray(a, dtype=np.float32)) for a in (logits, self.scores, self.facts, self.extinction)
+            torch.as_tensor(np.asarray(a, dtype=np.float32)) for a in (logits, *(getattr(self, k) for k in ARRAYS))
         )
 
 
 def search_table(y, mask, ratio, group) -> SearchTable:
     """Run the lattice search on patterns on the common axis."""
     prepared = prepare(y, mask, ratio)
-    evidence = gather_evidence(prepared.peaks, prepared.peak_mask, prepared.limits)
-    return SearchTable(
-        *(np.stack([getattr(e, k) for e in evidence]) for k in ("scores", "facts", "extinction")), np.asarray(group)
-    )
+    evidence = gather_evidence(vars(prepared), normalise(y, mask), mask, ratio)
+    return SearchTable(*(np.stack([getattr(e, k) for e in evidence]) for k in ARRAYS), np.asarray(group))
 
 
 def blind_prior() -> torch.Tensor:

@@ -42,7 +42,7 @@ def q_to_two_theta(q, wavelength: float) -> np.ndarray:
 def _positive(values, name: str, unit: str) -> np.ndarray:
     try:
         values = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"{name} is not numeric; expected numbers in {unit}.") from None
     if values.ndim != 1 or values.size == 0 or not np.all(values > 0) or not np.all(np.isfinite(values)):
         raise DataError(f"{name} must be a one-dimensional array of finite numbers above 0, in {unit}.")

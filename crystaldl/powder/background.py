@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Real
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def estimate_background(two_theta, intensity, method: str = "arpls", width: floa
         raise DataError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
     x, y = np.asarray(two_theta, dtype=np.float64), np.asarray(intensity, dtype=np.float64)
     span = x[-1] - x[0]
-    if width is not None and not (np.isreal(width) and 0 < width <= span):
+    if width is not None and not (isinstance(width, Real) and 0 < width <= span):
         raise DataError(f"width is {width!r}; expected a number of degrees above 0 and at most the range of {span:g}°.")
     grid, coarse = _coarse(x, y)
     step = grid[1] - grid[0]

@@ -79,7 +79,7 @@ def _numbers(values, name: str) -> np.ndarray:
     masked = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError):  # ragged lists; a tensor on a GPU
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # ragged lists; a tensor on a GPU
         raise DataError(f"{name} cannot be turned into an array; expected one-dimensional numbers.") from None
     if array.ndim != 1:
         raise DataError(f"{name} has {array.ndim} dimensions (shape {array.shape}); expected a one-dimensional array.")
@@ -89,8 +89,10 @@ def _numbers(values, name: str) -> np.ndarray:
         raise DataError(f"{name} is of type {array.dtype}; expected numbers.")
     try:
         array = np.array(array, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{name} is not numeric; expected real numbers.") from None
+    except MemoryError:
+        raise DataError(f"{name} has the shape {array.shape}, which does not fit into memory; expected fewer points.") from None
     if masked is not None:
         array[masked] = np.nan
     return array

@@ -28,6 +28,9 @@ class Method:
     blind: bool = False  # the search alone, without the network's opinion
 
 
+#: summed height of lines foreign to the best lattice (strongest line 1) above which an answer is not confident
+UNEXPLAINED = 0.3
+
 METHODS = {
     "auto": Method(search=True),
     "network": Method(),
@@ -224,14 +227,25 @@ def _forward(network, inputs) -> dict[str, np.ndarray]:
     return {k: v.float().cpu().numpy() for k, v in out.items()}
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Patterns on the common axis and what the network read: tensors."""
+
+    y: object
+    mask: object
+    ratio: object
+    delta: object
+    inputs: dict
+
+
 def _infer(patterns, entry: ModelCard, network, device):
-    """Network outputs and the prepared inputs of a batch; half the batch at a time where the device's memory is short."""
+    """Network outputs and the prepared batch; half the batch at a time where the device's memory is short."""
     import torch
 
     try:
         y, mask, ratio, delta = on_common_axis(patterns, device)
         inputs = prepared_inputs(entry.architecture, y, mask, ratio, delta)
-        return [(patterns, _forward(network, inputs), inputs)]
+        return [(patterns, _forward(network, inputs), _Batch(y, mask, ratio, delta, inputs))]
     except torch.cuda.OutOfMemoryError:
         if len(patterns) == 1:
             raise
@@ -244,9 +258,9 @@ def _arbitrate(logits, evidence, arbiter: ModelCard, blind: bool) -> np.ndarray:
     """The arbiter's logits (B, 230)."""
     import torch
 
-    stack = [
-        np.stack([getattr(e, name) for e in evidence]).astype(np.float32) for name in ("scores", "facts", "extinction")
-    ]
+    from .evidence import ARRAYS
+
+    stack = [np.stack([getattr(e, name) for e in evidence]).astype(np.float32) for name in ARRAYS]
     with torch.inference_mode():
         out = _network(arbiter.name, "cpu")(
             torch.as_tensor(logits), *map(torch.as_tensor, stack), torch.full((len(logits),), blind)
@@ -258,13 +272,15 @@ def _run(patterns, entry: ModelCard, network, device, method) -> list[Classifica
     return [result for part in _infer(patterns, entry, network, device) for result in _results(*part, entry, method)]
 
 
-def _results(patterns, out, inputs, entry: ModelCard, method: str) -> list[Classification]:
+def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> list[Classification]:
+    inputs = batch.inputs
     arbiter = _arbiter_of(entry, method) if "peaks" in inputs else None
     logits, judge, evidence = out["logits"], entry, None
     if arbiter is not None:
         from .evidence import gather_evidence
+        from .prepare import normalise
 
-        evidence = gather_evidence(inputs["peaks"], inputs["peak_mask"], inputs["limits"])
+        evidence = gather_evidence(inputs, normalise(batch.y, batch.mask), batch.mask, batch.ratio, batch.delta)
         logits, judge = _arbitrate(logits, evidence, arbiter, METHODS[method].blind), arbiter
     point = judge.operating_point
     if METHODS[method].blind:
@@ -277,7 +293,13 @@ def _results(patterns, out, inputs, entry: ModelCard, method: str) -> list[Class
     results = []
     for i, pattern in enumerate(patterns):
         system = np.bincount(SYSTEM_OF_GROUP, weights=p[i], minlength=len(CRYSTAL_SYSTEMS))
-        confident = bool(system.max() >= threshold and not impurity[i] > 0.5 and not 0 <= lines[i] < 4)
+        odd = evidence[i].unexplained if evidence else np.zeros((0, 2))
+        confident = bool(
+            system.max() >= threshold
+            and not impurity[i] > 0.5
+            and not 0 <= lines[i] < 4
+            and odd[:, 1].sum() <= UNEXPLAINED
+        )
         results.append(
             Classification(
                 pattern,
@@ -290,6 +312,7 @@ def _results(patterns, out, inputs, entry: ModelCard, method: str) -> list[Class
                 primitive_volume=float(volume[i]),
                 lines=int(lines[i]),
                 lattices=evidence[i].lattices if evidence else (),
+                unexplained=odd,
                 arbiter=arbiter.name if arbiter else "",
                 arbiter_sha256=arbiter.sha256 if arbiter else "",
             )

@@ -47,7 +47,7 @@ def groups_of_lattice() -> dict[str, np.ndarray]:
 
 
 @lru_cache(maxsize=128)
-def _absent(extinction: int) -> np.ndarray:
+def absent_table(extinction: int) -> np.ndarray:
     """Whether a reflection is extinct in the standard setting: bool, indexed [h + LIMIT, k + LIMIT, l + LIMIT]."""
     axis = np.arange(-_LIMIT, _LIMIT + 1)
     hkl = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).astype(np.int32)
@@ -60,11 +60,11 @@ def predicted_reflections(cell, lattice: str, q2_max: float):
     """Distinct reflections of a cell (A, B, C, D) up to ``1/d² = q2_max``: hkl (n, 3) and 1/d² (n,), ascending."""
     a, b, c, d = cell
     reach = [
-        min(_LIMIT // 2, int(np.sqrt(q2_max / max(v, 1e-5)) * (1.3 if lattice[0] == "m" else 1.0)) + 1)
+        min(_LIMIT, int(np.sqrt(q2_max / max(v, 1e-5)) * (1.3 if lattice[0] == "m" else 1.0)) + 1)
         for v in (a, b, c)
     ]
     if lattice[0] == "h":
-        reach[0] = reach[1] = min(_LIMIT // 2, int(np.sqrt(q2_max / a) * 1.16) + 1)
+        reach[0] = reach[1] = min(_LIMIT, int(np.sqrt(q2_max / a) * 1.16) + 1)
     h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")
     hkl = np.stack([h, k, l], -1).reshape(-1, 3)
     hkl = hkl[(hkl[:, 0] > 0) | ((hkl[:, 0] == 0) & ((hkl[:, 1] > 0) | ((hkl[:, 1] == 0) & (hkl[:, 2] > 0))))]
@@ -156,7 +156,7 @@ def _evidence(groups, lattice, hkl, line, lines: _Lines) -> dict[int, float]:
     indices = [np.clip(hkl @ axes.T, -_LIMIT, _LIMIT) + _LIMIT for axes in kinds]
     out = {}
     for g in groups:
-        table = _absent(int(g))
+        table = absent_table(int(g))
         values = []
         for t in indices:
             allowed = np.bincount(line, ~table[tuple(t.T)], count) > 0

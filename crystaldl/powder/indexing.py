@@ -35,6 +35,7 @@ class LatticeScores:
     zero : (13,) float, zero shift in degrees (observed minus true 2θ for Cu)
     lines : int, lines compared
     weight : float, their summed weight
+    candidates : tuple of (row in LATTICES, cell (4,), zero, score), distinct cells of all lattices, best first
     """
 
     score: np.ndarray
@@ -42,6 +43,7 @@ class LatticeScores:
     zero: np.ndarray
     lines: int
     weight: float
+    candidates: tuple = ()
 
 
 def _reliability(ln_q, ln_height, ln_significance) -> np.ndarray:
@@ -104,8 +106,26 @@ def lattice_scores(
         rectangles = kernels.find_rectangles(table, np.sort(q)[:base_zone], RECTANGLES, centred, rectangle_count)
         top = kernels.search_oblique(table, np.sort(q)[:base_zone], rectangles, row, best, cells, top)
     slope = np.radians(1.0) * 2.0 * np.sin(two_theta[order]) / REFERENCE_WAVELENGTH**2
-    best, cells, zero = kernels.polish(table, slope, best, cells, 0.5)
-    return LatticeScores(np.maximum(best, best.max() - MARGIN), cells, zero, len(keep), float(weight.sum()))
+    scores, cells, zeros = kernels.polish(table, slope, best, cells, 0.5)
+    pick = scores.argmax(1)
+    rows = np.arange(len(LATTICES))
+    best = scores[rows, pick]
+    return LatticeScores(
+        np.maximum(best, best.max() - MARGIN), cells[rows, pick], zeros[rows, pick], len(keep), float(weight.sum()),
+        _distinct(scores, cells, zeros),
+    )  # fmt: skip
+
+
+def _distinct(scores, cells, zeros) -> tuple:
+    """Candidates of all lattices within MARGIN of the best, best first, near copies left out."""
+    found = []
+    for at in np.argsort(-scores, axis=None, kind="stable"):
+        row, k = divmod(int(at), scores.shape[1])
+        if scores[row, k] <= scores.max() - MARGIN or cells[row, k, 0] <= 0:
+            break
+        if not any(r == row and np.abs(c - cells[row, k]).max() < 0.003 * c.max() for r, c, _, _ in found):
+            found.append((row, cells[row, k], float(zeros[row, k]), float(scores[row, k])))
+    return tuple(found)
 
 
 __all__ = ["LATTICES", "MARGIN", "LatticeScores", "lattice_scores"]

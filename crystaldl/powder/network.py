@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..physics.symmetry import BRAVAIS_LATTICES
+
 
 class NPCNN(nn.Module):
     """The "no-pool CNN" of Salgado et al., npj Comput. Mater. 9:214 (2023), exactly as published.
@@ -190,36 +192,46 @@ class PowderNet(nn.Module):
         self.extra = nn.Linear(2 * dim, 2)
 
     def tokens(self, spectrum, peaks, peak_mask, limits):
-        """Embedded lines, spectrum tokens and the summary token, with their positions and which are real."""
-        b = peaks.shape[0]
+        """Embedded lines (B, N, dim), the summary and spectrum tokens (B, 1 + patches, dim), the profile (B, c3, ·)."""
         ln_q = peaks[..., 0]
         features = torch.cat([ln_q[..., None], peaks[..., 1:] * torch.tensor([0.5, 0.4, 1.0], device=peaks.device),
                               _fourier(ln_q, self.ratio), _fourier(torch.exp(2 * ln_q), self.additive)], -1)
         lines = self.embed(features) + self.kind[0]
         profile = self.spectrum(spectrum)
         patches = self.to_tokens(profile).transpose(1, 2) + self.kind[1]
-        centre = torch.linspace(math.log(0.050), math.log(0.995), 2 * patches.shape[1] + 1, device=peaks.device)[1::2]
         # how many lines were found, over what range
         count = peak_mask.float().mean(1, keepdim=True)
         width = (peaks[..., 3] * peak_mask).sum(1, keepdim=True) / peak_mask.sum(1, keepdim=True).clamp_min(1)
         summary = self.summary + self.range(torch.cat([limits, count, width], 1))[:, None]
-        x = torch.cat([summary, lines, patches], 1)
-        position = torch.cat([torch.zeros(b, 1, device=x.device), ln_q, centre.expand(b, -1)], 1)
-        keep = torch.cat([torch.ones(b, 1, dtype=torch.bool, device=x.device), peak_mask,
-                          torch.ones(b, patches.shape[1], dtype=torch.bool, device=x.device)], 1)
-        return x, position, keep, profile
+        return lines, torch.cat([summary, patches], 1), profile
 
-    def features(self, spectrum, peaks, peak_mask, limits) -> Tensor:
-        """The pattern's summary vector before the heads, (B, 2 dim)."""
-        x, position, keep, profile = self.tokens(spectrum, peaks, peak_mask, limits)
-        keep = torch.zeros_like(position).masked_fill(~keep, -1e4)
+    def _attend(self, lines: Tensor, rest: Tensor, ln_q: Tensor, mask: Tensor) -> Tensor:
+        """Summary token and mean line (B, 2 dim) after the attention layers."""
+        b, n = ln_q.shape
+        centre = torch.linspace(math.log(0.050), math.log(0.995), 2 * rest.shape[1] - 1, device=ln_q.device)[1::2]
+        position = torch.cat([ln_q, ln_q.new_zeros(b, 1), centre.expand(b, -1)], 1)
+        keep = torch.zeros_like(position)
+        keep[:, :n].masked_fill_(~mask, -1e4)
+        x = torch.cat([lines, rest], 1)
         turn = self.layers[0].attention.angles(position)
         for layer in self.layers:
             x = layer(x, turn, keep)
         x = self.norm(x)
-        weight = peak_mask[..., None].float()
-        lines = (x[:, 1:1 + peak_mask.shape[1]] * weight).sum(1) / weight.sum(1).clamp_min(1)
-        return self.head(torch.cat([x[:, 0], lines, profile.mean(-1)], 1))
+        weight = mask[..., None].float()
+        return torch.cat([x[:, n], (x[:, :n] * weight).sum(1) / weight.sum(1).clamp_min(1)], 1)
+
+    def features(self, spectrum, peaks, peak_mask, limits) -> Tensor:
+        """The pattern's summary vector before the heads, (B, 2 dim)."""
+        lines, rest, profile = self.tokens(spectrum, peaks, peak_mask, limits)
+        # patterns of like length together: attention never looks at padding
+        count = peak_mask.sum(1)
+        order = torch.argsort(count)
+        parts = []
+        for rows in order.split(16):
+            n = max(int(count[rows].max()), 1)
+            parts.append(self._attend(lines[rows, :n], rest[rows], peaks[rows, :n, 0], peak_mask[rows, :n]))
+        attended = torch.cat(parts)[torch.argsort(order)]
+        return self.head(torch.cat([attended, profile.mean(-1)], 1))
 
     def forward(self, spectrum: Tensor, peaks: Tensor, peak_mask: Tensor, limits: Tensor) -> dict[str, Tensor]:
         h = self.features(spectrum, peaks, peak_mask, limits)
@@ -233,29 +245,35 @@ class PowderNet(nn.Module):
 class ArbiterMember(nn.Module):
     """One arbiter of the ensemble; see `LatticeArbiter`."""
 
-    def __init__(self, hidden: int = 48, dropout: float = 0.2):
+    def __init__(self, hidden: int = 24, dropout: float = 0.3):
         super().__init__()
         level = levels()
         self.register_buffer("bravais", level.bravais, persistent=False)
         self.register_buffer("extinction", level.extinction, persistent=False)
         self.register_buffer("log_prior", torch.full((230,), -math.log(230.0)))      # what stands in for a blind network
-        self.trust = nn.Parameter(torch.ones(14))
-        self.mlp = nn.Sequential(nn.Linear(14 + 13 + 13 + 4, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 14))
-        # per crystal family (a m o t h c): how far to believe the evidence of absent lines, and the network inside a lattice
-        self.absences = nn.Parameter(torch.full((14,), 0.3))
-        self.inside = nn.Parameter(torch.ones(14))
+        searched = ("aP", "cP", "cI", "cF", "tP", "tI", "hP", "hR", "oP", "oC", "oI", "oF", "mP", "mC")
+        self.register_buffer("order", torch.tensor([searched.index(b) for b in BRAVAIS_LATTICES]), persistent=False)
+        # few numbers, so that few measured patterns can fit them: trust in the network's lattices and in its choice inside
+        # one, in lines and profile (gain, intensities, absences), in the two kinds of evidence for extinction groups
+        self.trust, self.inside = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+        self.search = nn.Parameter(torch.tensor([0.5, 0.05, 0.0, 0.0]))
+        self.triclinic = nn.Parameter(torch.tensor([-1.0]))     # never searched: it starts behind the best of the others
+        self.absences = nn.Parameter(torch.tensor([0.6, 0.5]))
+        self.mlp = nn.Sequential(nn.Linear(14 + 13 * 2 + 7, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 14))
 
-    def forward(self, logits: Tensor, scores: Tensor, facts: Tensor, evidence: Tensor, blind: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, scores: Tensor, profile: Tensor, facts: Tensor, absences: Tensor, blind: Tensor) -> Tensor:
         log_p = torch.where(blind[:, None], self.log_prior[None], F.log_softmax(logits, 1))
         lattice = level_log_probabilities(log_p, self.bravais, 14)
-        top = scores.amax(1, keepdim=True)
-        relative = ((scores - top) / 5.0).clamp_min(-2.0)
-        sure = (relative > -0.4).to(scores.dtype)
-        scaled = facts / torch.tensor([20.0, 10.0, 24.0], device=facts.device)
-        x = torch.cat([lattice.clamp_min(-8.0) / 4.0, relative, sure, scaled, blind[:, None].to(scores.dtype)], 1)
-        lattice_logits = self.trust * lattice + self.mlp(x)
-        within = self.inside[self.bravais] * (log_p - lattice[:, self.bravais])
-        within = within + self.absences[self.bravais] * evidence[:, self.extinction]
+        relative = (scores - scores.amax(1, keepdim=True)).clamp_min(-10.0)
+        both = relative + 0.1 * profile[..., 0]
+        both = (both - both.amax(1, keepdim=True)).clamp_min(-10.0)
+        scaled = facts / torch.tensor([20.0, 10.0, 24.0, 2.0, 1.0, 0.5], device=facts.device)
+        facing = [lattice.clamp_min(-8.0) / 4.0, both / 5.0, (both > -1.5).to(both), scaled, blind[:, None].to(both)]
+        found = (self.search * torch.cat([relative[..., None], profile], 2)).sum(2)
+        found = torch.cat([self.triclinic.expand(len(found), 1), found - found.amax(1, keepdim=True)], 1)
+        lattice_logits = self.trust * lattice + found[:, self.order] + self.mlp(torch.cat(facing, 1))
+        within = self.inside * (log_p - lattice[:, self.bravais])
+        within = within + (self.absences[:, None] * absences).sum(1)[:, self.extinction]
         norm = torch.zeros_like(lattice).index_add(1, self.bravais, within.clamp(-60, 60).exp()).clamp_min(1e-30).log()
         return (lattice_logits.log_softmax(1) - norm)[:, self.bravais] + within
 
@@ -267,18 +285,17 @@ class LatticeArbiter(nn.Module):
     extinction group inside it from the network and the evidence of absent lines; the space group inside that from the
     network alone. Small, so that it can be fitted on few measured patterns; an average over a few fits.
 
-    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 13) and ``facts`` (B, 3) of the search (see
-    `crystaldl.powder.indexing.LatticeScores`): score of the best lattice, summed weight and number of lines;
-    ``evidence`` (B, 99) log-likelihoods of extinction groups, 0 where not known; ``blind`` (B,) bool, answer without the
-    network, from its prior and the search alone (drawn at random in training, so that the search can stand alone).
+    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 13), ``profile`` (B, 13, 3), ``facts`` (B, 6) and
+    ``absences`` (B, 2, 99) of the search (see `crystaldl.powder.evidence.Evidence`); ``blind`` (B,) bool, answer without
+    the network, from its prior and the search alone (drawn at random in training, so that the search can stand alone).
     """
 
-    def __init__(self, members: int = 3, hidden: int = 48, dropout: float = 0.2):
+    def __init__(self, members: int = 3, hidden: int = 24, dropout: float = 0.3):
         super().__init__()
         self.members = nn.ModuleList([ArbiterMember(hidden, dropout) for _ in range(members)])
 
-    def forward(self, logits: Tensor, scores: Tensor, facts: Tensor, evidence: Tensor, blind: Tensor) -> Tensor:
-        answers = [member(logits, scores, facts, evidence, blind).log_softmax(1) for member in self.members]
+    def forward(self, logits: Tensor, scores: Tensor, profile: Tensor, facts: Tensor, absences: Tensor, blind: Tensor) -> Tensor:
+        answers = [member(logits, scores, profile, facts, absences, blind).log_softmax(1) for member in self.members]
         return torch.logsumexp(torch.stack(answers), 0) - math.log(len(answers))
 
 

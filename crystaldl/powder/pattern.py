@@ -47,14 +47,27 @@ class PowderPattern:
 
     __slots__ = ("_two_theta", "_intensity", "_sigma", "_radiation", "_name", "_metadata", "_subtracted", "_background")
 
+    _two_theta: np.ndarray
+    _intensity: np.ndarray
+    _sigma: np.ndarray | None
+    _radiation: Radiation
+    _name: str
+    _metadata: dict
+    _subtracted: bool
+    _background: np.ndarray | None
+
     def __init__(
         self, two_theta, intensity, wavelength=None, name="", sigma=None, metadata=None, *, background_subtracted=False
     ):
+        if not isinstance(background_subtracted, (bool, int, np.bool_)):
+            found = type(background_subtracted).__name__
+            raise TypeError(f"background_subtracted is a {found}; expected True or False.")
         x, reverse = check_axis(two_theta)
         y = check_intensity(intensity, x.size, allow_negative=background_subtracted, reverse=reverse)
         s = check_sigma(sigma, x.size, reverse=reverse)
         radiation = resolve_radiation(wavelength)
-        self._set(x, y, s, radiation, str(name), dict(metadata or {}), bool(background_subtracted), None)
+        facts = {} if metadata is None else dict(metadata)
+        self._set(x, y, s, radiation, str(name), facts, bool(background_subtracted), None)
 
     def _set(self, x, y, sigma, radiation, name, metadata, subtracted, background):
         for array in (x, y, sigma, background):
@@ -246,6 +259,39 @@ class PowderPattern:
 
         return classify_patterns([self], method=method, device=device, model=model, progress=False)[0]
 
+    def index(self, peaks=None, *, systems=None, progress=True, **settings):
+        """Unit cells that explain the lines, best first: a `crystaldl.powder.cells.CellSearch`.
+
+        Parameters
+        ----------
+        peaks : PeakList or array of 2θ in degrees, optional
+            The lines; by default those that `peaks` finds.
+        systems : str or sequence of str, optional
+            Crystal systems to search; all seven by default. The search ends early when one of high symmetry fits.
+        progress : bool
+            Whether a bar says what is being searched.
+        max_volume : float
+            Largest volume of a primitive cell in Å³, 3000 by default.
+        lines : int
+            Low-angle lines that cells are made from and first judged by, 20 by default.
+        impurities : int
+            How many of these may belong to something else, 2 by default.
+        zero_limit : float
+            Largest zero shift of 2θ in degrees, 0.15 by default.
+        volume_hint : float, optional
+            Expected volume of the primitive cell in Å³; cells from 0.2 to 1.25 times as large are made.
+        time_limit : float
+            Seconds after which no new stage of the search begins, 30 by default.
+
+        Raises
+        ------
+        DataError
+            Fewer than four lines, or an argument that cannot be meant.
+        """
+        from crystaldl.powder.index import index_pattern
+
+        return index_pattern(self, peaks, systems=systems, progress=progress, **settings)
+
     def show(self, ax=None, axis="two_theta", scale="sqrt", peaks=None):
         """Draw the pattern; returns (figure, axes).
 
@@ -259,10 +305,11 @@ class PowderPattern:
         """
         from crystaldl.powder.plot import plot_pattern
 
-        return plot_pattern(self, ax, axis=axis, scale=scale, peaks=self.peaks() if peaks is True else peaks or None)
+        lines = self.peaks() if peaks is True else None if peaks is False else peaks
+        return plot_pattern(self, ax, axis=axis, scale=scale, peaks=lines)
 
     def save(self, path) -> Path:
-        """Write text that `from_file` reads back with wavelength and name: ``.xy``, ``.xye`` (with sigma) or ``.csv``."""
+        """Write what `from_file` reads back: ``.xy``, ``.xye`` (with sigma) or ``.csv``; ``.h5`` (EMD 1.0) keeps everything."""
         from crystaldl.powder.writers import write_pattern
 
         return write_pattern(self, path)

@@ -7,6 +7,7 @@ of overlapping profiles, what is left is searched again, and lines that are not 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def find_peaks(pattern, min_significance: float = 5.0, max_peaks: int | None = N
     PeakList
         Possibly empty.
     """
-    if not (np.isreal(min_significance) and 0 < min_significance < np.inf):
+    if not (isinstance(min_significance, Real) and 0 < min_significance < np.inf):
         raise DataError(f"min_significance is {min_significance!r}; expected a finite number above 0.")
     if max_peaks is not None and not (isinstance(max_peaks, (int, np.integer)) and max_peaks > 0):
         raise DataError(f"max_peaks is {max_peaks!r}; expected a whole number above 0, or None.")

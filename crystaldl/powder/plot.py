@@ -45,6 +45,10 @@ def plot_pattern(pattern, ax=None, *, axis: str = "two_theta", scale: str = "sqr
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
+    elif not hasattr(ax, "get_xlim"):
+        raise TypeError(f"ax is a {type(ax).__name__}; expected matplotlib Axes.")
+    if peaks is not None and not (hasattr(peaks, "position") and hasattr(peaks, "__len__")):
+        raise TypeError(f"peaks is a {type(peaks).__name__}; expected a PeakList, as PowderPattern.peaks gives.")
     x = getattr(pattern, axis)
     ax.plot(x, pattern.intensity, color=_BLUE, lw=0.8, label=label or None, zorder=3)
     if pattern.background is not None and not pattern.background_subtracted:
@@ -161,7 +165,9 @@ _PALE, _INK, _GREEN, _AMBER = "#b9c7d6", "#3a3a3a", "#2e7d4f", "#b26a00"
 def plot_classification(result, n: int = 5, scale: str = "sqrt"):
     """Draw a classification: the pattern, and below it the probable crystal systems and space groups.
 
-    A pattern that still has its background is drawn with the background that `subtract_background` finds, dashed.
+    Between them, where the method searched for lattices: ticks of the best one's lines, the difference between pattern
+    and fitted profile, and triangles at lines foreign to it. A pattern that still has its background is drawn with the
+    background that `subtract_background` finds, dashed.
     Space groups of the most probable crystal system are dark.
 
     Parameters
@@ -174,16 +180,26 @@ def plot_classification(result, n: int = 5, scale: str = "sqrt"):
 
     Returns
     -------
-    (Figure, (3,) array of Axes)
-        Axes of the pattern, of the crystal systems and of the space groups.
+    (Figure, (3,) or (4,) array of Axes)
+        Axes of the pattern, of the crystal systems and of the space groups, and of the fit where there is one.
     """
     import matplotlib.pyplot as plt
 
     top = result.top(n)
-    figure = plt.figure(figsize=(7.2, 3.2 + max(1.9, 0.7 + 0.2 * n)), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(2.6, max(1.9, 0.7 + 0.2 * n)), width_ratios=(1, 1))
-    axes = np.array([figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])])
+    low, fitted = max(1.9, 0.7 + 0.2 * n), bool(result.lattices) and result.lattices[0].fit is not None
+    heights = (2.6, 0.8, low) if fitted else (2.6, low)
+    figure = plt.figure(figsize=(7.2, 0.6 + sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights, width_ratios=(1, 1))
+    axes = np.array([figure.add_subplot(grid[0, :]), figure.add_subplot(grid[-1, 0]), figure.add_subplot(grid[-1, 1])])
     plot_pattern(result.pattern, axes[0], scale=scale)
+    if fitted:
+        from .plot_fit import draw_fit
+
+        axes = np.append(axes, figure.add_subplot(grid[1, :], sharex=axes[0]))
+        draw_fit(axes[3], result)
+        axes[3].set_xlabel(axes[0].get_xlabel())
+        axes[0].set_xlabel("")
+        axes[0].tick_params(labelbottom=False)
     _draw_background(axes[0], result.pattern)
     axes[0].set_title(_verdict(result), loc="right", fontsize="medium", color=_GREEN if result.confident else _AMBER)
     systems = result.crystal_system_probabilities

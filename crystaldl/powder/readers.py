@@ -23,11 +23,11 @@ _EXPECTED = (
 # Leading bytes of files that people pass by mistake.
 _FOREIGN = {
     b"\x89PNG": "a PNG image",
+    b"\x89HDF": "an HDF5 file",
     b"\xff\xd8\xff": "a JPEG image",
     b"GIF8": "a GIF image",
     b"%PDF": "a PDF document",
     b"\x1f\x8b": "a gzip archive",
-    b"\x89HDF": "an HDF5 file",
     b"\x93NUMPY": "a NumPy array",
     b"\x80\x04\x95": "a Python pickle",
     b"\xd0\xcf\x11\xe0": "an old Microsoft Office document",
@@ -56,6 +56,8 @@ def read_pattern(path, wavelength=None) -> PowderPattern:
     """
     given = None if wavelength is None else resolve_radiation(wavelength)
     path = Path(path)
+    if path.is_file() and _starts_as_hdf5(path):
+        return _read_emd(path, given)
     scan = read_scan(path)
     if given is None and scan.radiation is None:
         raise WavelengthError(
@@ -83,6 +85,25 @@ def read_pattern(path, wavelength=None) -> PowderPattern:
         )
     except DataError as error:
         raise FileFormatError(f"{path.name}: {error}") from None
+
+
+def _starts_as_hdf5(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(8) == b"\x89HDF\r\n\x1a\n"
+    except OSError:
+        return False  # read_scan says what is wrong
+
+
+def _read_emd(path: Path, given) -> PowderPattern:
+    """The pattern of a file that crystaldl wrote, that of a classification too."""
+    from crystaldl.powder.files import read_object
+
+    found = read_object(path)
+    pattern = getattr(found, "pattern", found)
+    if not isinstance(pattern, PowderPattern):
+        raise unusable(path.name, f"this file holds a {type(found).__name__}", "a PowderPattern or a Classification")
+    return pattern if given is None else pattern._derive(radiation=given)
 
 
 def read_scan(path) -> Scan:

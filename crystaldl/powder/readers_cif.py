@@ -71,7 +71,10 @@ def _uncertainty(text: str) -> float:
     match = re.fullmatch(r"[+-]?\d*\.?(\d*)(?:[eE]([+-]?\d+))?\((\d+)\)", text)
     if match is None:
         return float("nan")
-    return int(match.group(3)) * 10.0 ** (int(match.group(2) or 0) - len(match.group(1)))
+    try:
+        return int(match.group(3)) * 10.0 ** (int(match.group(2) or 0) - len(match.group(1)))
+    except (OverflowError, ValueError):  # thousands of digits
+        return float("nan")
 
 
 def _read_block(block, name: str) -> Scan | None:

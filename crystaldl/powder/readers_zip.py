@@ -7,18 +7,23 @@ only up to a size that no powder pattern reaches.
 from __future__ import annotations
 
 import io
+import lzma
 import re
+import struct
 import xml.etree.ElementTree as ET
 import zipfile
 import zlib
 
 import numpy as np
 
+from crystaldl.errors import FileFormatError
 from crystaldl.powder.scan import Scan, floats, lab_radiation, merge_scans, unusable
 
 __all__ = ["read_brml", "read_rasx", "read_xrdml", "read_zip"]
 
 _MAX_MEMBER = 200_000_000
+# what zipfile raises over damaged archives; NotImplementedError is a RuntimeError, decoding errors are ValueErrors
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, OSError, ValueError, KeyError)
 _MAX_RATIO = 400  # numbers as text shrink to a tenth or so; a bomb to a thousandth
 
 
@@ -29,7 +34,7 @@ def _parse(content: bytes, name: str) -> ET.Element:
         raise unusable(name, "XML with a document type declaration", "plain XML, since such declarations are not safe")
     try:
         root = ET.fromstring(content)
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # LookupError: an encoding that does not exist
         raise unusable(name, f"XML that cannot be parsed ({error})", "a complete XML file") from None
     for element in root.iter():
         element.tag = element.tag.rsplit("}", 1)[-1]
@@ -106,10 +111,16 @@ def _xrdml_scan(scan, name: str) -> Scan | None:
 def read_zip(content: bytes, name: str) -> Scan:
     """A zip archive: Rigaku RASX or Bruker BRML by its members."""
     try:
-        archive = zipfile.ZipFile(io.BytesIO(content))
-        members = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError):
+        return _read_zip(content, name)
+    except FileFormatError:
+        raise
+    except (*_DAMAGE, IndexError):  # numbers that are none, too
         raise unusable(name, "a damaged or truncated zip archive", "a complete BRML or RASX file") from None
+
+
+def _read_zip(content: bytes, name: str) -> Scan:
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    members = archive.namelist()
     with archive:
         if any(re.search(r"(^|/)Profile\d+\.txt$", m) for m in members):
             return read_rasx(archive, name)
@@ -126,7 +137,7 @@ def _member(archive: zipfile.ZipFile, member: str, name: str) -> bytes:
     try:
         with archive.open(info) as stream:
             content = stream.read(_MAX_MEMBER + 1)  # the size in the directory may lie
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError):
+    except _DAMAGE:
         raise unusable(name, f"{member} in it is damaged or encrypted", "a complete archive") from None
     if len(content) > _MAX_MEMBER:
         raise unusable(name, f"{member} unpacks to more than {_MAX_MEMBER / 1e6:.0f} MB", "a powder pattern's size")

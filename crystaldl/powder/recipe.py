@@ -25,7 +25,7 @@ from .stream import stream_prior
 log = logging.getLogger(__name__)
 
 # Share of the crystal systems in training: minerals are rich in low symmetry, compounds in high.
-SYSTEM_SHARE = np.array([0.11, 0.28, 0.21, 0.12, 0.11, 0.07, 0.10])
+SYSTEM_SHARE = np.array([0.11, 0.29, 0.22, 0.12, 0.11, 0.07, 0.08])
 NETWORKS = {"powdernet": PowderNet, "npcnn": NPCNN}
 
 

@@ -1,9 +1,9 @@
 """From training runs to shipped models: weights, operating points and cards.
 
 ``python -m crystaldl.powder.release --shared DIR --runs DIR`` expects under ``runs``: ``powdernet-final`` and
-``npcnn-final`` (adapted to all measured patterns), ``cv`` (out-of-fold logits of both, see `crossval`) and
-``arbiter-simulated.npz`` (evidence of simulated patterns). Calibration and arbiter are fitted on out-of-fold logits, so
-that nothing is calibrated on patterns the weights have seen.
+``npcnn-final`` (adapted to all measured patterns; what is not there is not released) and ``cv`` (out-of-fold logits of
+both, see `crossval`). Calibration and arbiter are fitted on out-of-fold logits, so that nothing is calibrated on
+patterns the weights have seen.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import nn
 
 from ..models.registry import PACKAGE_FOLDER, write_model
 from ..physics.symmetry import SYSTEM_OF_GROUP
-from .arbiter import SearchTable, combine, cross_validated_logits, fit_arbiter, look_alike_weight, search_table
+from .arbiter import combine, cross_validated_logits, fit_arbiter, look_alike_weight, search_table
 from .crossval import FOLDS, calibrated_out_of_fold, fit_calibration, system_probabilities
 from .measured import MeasuredSet, group_folds
 from .network import NPCNN, PowderNet
 from .prepare import npcnn_input
 
 NPCNN_RANK = 96
-NAMES = {"powdernet": "powder-powdernet-v1", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v1"}
+NAMES = {"powdernet": "powder-powdernet-v2", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v2"}
 COMMAND = "crystaldl evaluate powder --shared DIR --runs DIR"
 _INPUT = "intensity on the common axis (2θ for Cu Kα1, 4–100°, step 0.02°), background removed"
 
 
-def confidence_threshold(p: np.ndarray, group: np.ndarray, wanted: float = 0.9) -> float:
+def confidence_threshold(p: np.ndarray, group: np.ndarray, wanted: float = 0.95) -> float:
     """Smallest crystal-system probability above which at least ``wanted`` of the held-out answers are right."""
     system, truth = system_probabilities(p), SYSTEM_OF_GROUP[group - 1]
     order = np.argsort(-system.max(1))
@@ -79,11 +79,12 @@ def _training_facts(runs: Path, name: str) -> dict:
 def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLDER) -> None:
     """Write the three powder models; ``figures`` maps the names of `NAMES` to their cross-validated figures."""
     from ..training.checkpoint import load_checkpoint_weights
+    from .evaluate import simulated_table
 
     measured = MeasuredSet.rruff(shared)
     group, look_alike = measured.space_group.numpy(), measured.group.numpy()
     fold = group_folds(measured.group, measured.space_group, FOLDS)
-    simulated = SearchTable.load(runs / "arbiter-simulated.npz")
+    simulated = simulated_table(shared, runs)
     options = {"folder": folder, "overwrite": True}
 
     logits = _out_of_fold(runs, "powdernet", fold)
@@ -94,7 +95,7 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
     write_model(arbiter.state_dict(), {
         "name": NAMES["arbiter"], "task": "powder", "title": "Arbiter between PowderNet and the lattice search",
         "architecture": "LatticeArbiter", "arguments": {}, "parameters": count(arbiter),
-        "input": "logits of powder-powdernet-v1, scores of the lattice search",
+        "input": f"logits of {NAMES['powdernet']}, evidence of the lattice search and the profile fit",
         "operating_point": points["full"] | {"blind": points["blind"]}, "training": _training_facts(runs, "powdernet"),
         "figures": _figures(figures["arbiter"], "RRUFF 542, group-wise 5-fold, method auto")
         + _figures(figures["indexing"], "RRUFF 542, group-wise 5-fold, method indexing"),
@@ -112,7 +113,8 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
         "notes": "Adapted to all 542 measured patterns; the figures are those of adaptations without look-alikes.",
     }, **options)  # fmt: skip
 
-    _release_npcnn(runs, measured, fold, group, figures["npcnn"], options)
+    if (runs / "npcnn-final" / "checkpoint").exists():
+        _release_npcnn(runs, measured, fold, group, figures["npcnn"], options)
 
 
 def _release_npcnn(runs, measured, fold, group, rows, options) -> None:
@@ -150,7 +152,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = {k: asdict(v) for k, v in measured_table(args.shared, args.runs, args.minutes).items()}
     release(args.shared, args.runs, {"arbiter": rows["default (auto): both"], "indexing": rows["lattice search alone (indexing)"],
-                                     "powdernet": rows["PowderNet, + measured"], "npcnn": rows["NPCNN re-trained, + measured"]})
+                                     "powdernet": rows["PowderNet, + measured"], "npcnn": rows.get("NPCNN re-trained, + measured")})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """`Classification`: what `PowderPattern.classify` returns."""
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +18,13 @@ from ..physics.symmetry import (
     extinction_symbols,
     symbols,
 )
+from ..storage.atomic import write_json
+from ..storage.records import ENDINGS
 from .evidence import Lattice
 from .pattern import PowderPattern
+
+if TYPE_CHECKING:
+    from .cells import Cell
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +39,14 @@ class Classification:
     model, model_sha256 : str, the network
     arbiter, arbiter_sha256 : str, what weighed the network against the lattice search; empty where nothing did
     confident : bool
-        The crystal system is calibrated to be right at least nine times in ten, at least four lines were found and no
-        second phase is suspected.
+        The crystal system is calibrated to be right at least nineteen times in twenty, at least four lines were found,
+        no second phase is suspected and no strong lines are foreign to the best lattice.
     second_phase_probability : float, that lines of another phase exceed 3 % of the strongest; NaN if the model cannot say
     primitive_volume : float, estimated volume of the primitive cell in Å³; NaN if the model cannot say
     lines : int, lines found in the pattern; -1 if the model does not use lines
     lattices : tuple of Lattice, what the lattice search found, best first; empty where the method does not search
+    unexplained : (k, 2) float, lines that the best of them does not explain: 1/d in Å⁻¹ and height relative to the
+        strongest line, strongest first
     """
 
     pattern: PowderPattern
@@ -54,12 +61,14 @@ class Classification:
     lattices: tuple[Lattice, ...] = ()
     arbiter: str = ""
     arbiter_sha256: str = ""
+    unexplained: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     version: str = __version__
 
     def __post_init__(self):
-        p = np.array(self.space_group_probabilities, dtype=float)
-        p.setflags(write=False)
-        object.__setattr__(self, "space_group_probabilities", p)
+        for name in ("space_group_probabilities", "unexplained"):
+            value = np.array(getattr(self, name), dtype=float)
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
 
     # ------------------------------------------------------------------------------------------ answers
 
@@ -110,6 +119,28 @@ class Classification:
         best = np.argsort(-self.space_group_probabilities, kind="stable")[:n]
         return [(int(i) + 1, symbols()[i], float(self.space_group_probabilities[i])) for i in best]
 
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Unit cells of the likely lattices, refined on the pattern's own lines, best first: `crystaldl.powder.cells.Cell`.
+
+        ``result.cells[0].refine(pattern)`` refines again, ``to_cif(path)`` exports. Empty where the method does not search.
+        `PowderPattern.index` searches longer, triclinic cells included.
+        """
+        from .cell_refinement import build_cell
+
+        peaks = self.pattern.peaks() if self.lattices else None
+        return tuple(
+            build_cell(c.bravais, c.cell, c.zero, c.score, peaks)
+            for c in self.lattices[:5]
+            if len(peaks) > {"c": 1, "t": 2, "h": 2, "o": 3, "m": 4}[c.bravais[0]]
+        )
+
+    def explain(self) -> str:
+        """What decided, in a few sentences: the lattice, its rivals, lines that speak for or against, the network's part."""
+        from .explain import explanation
+
+        return explanation(self)
+
     # ------------------------------------------------------------------------------------------ out
 
     def to_dict(self) -> dict:
@@ -125,6 +156,7 @@ class Classification:
             "primitive_volume": finite(self.primitive_volume), "lines": self.lines, "method": self.method,
             "lattices": [{"bravais": c.bravais, "cell": [round(float(v), 5) for v in c.cell], "score": c.score, "zero": c.zero}
                          for c in self.lattices],
+            "unexplained": [{"d": 1 / q, "height": h} for q, h in self.unexplained.tolist()],
             "model": self.model, "model_sha256": self.model_sha256, "arbiter": self.arbiter,
             "arbiter_sha256": self.arbiter_sha256, "crystaldl": self.version,
             "wavelength": self.pattern.radiation.wavelength,
@@ -132,14 +164,15 @@ class Classification:
         }  # fmt: skip
 
     def save(self, path) -> Path:
-        """Write the result and the pattern it came from as JSON; an interrupted write leaves an old file whole."""
-        path = Path(path)
-        clean = [None if np.isnan(v) else float(v) for v in self.pattern.intensity]
-        content = {**self.to_dict(), "two_theta": self.pattern.two_theta.tolist(), "intensity": clean}
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        os.replace(beside, path)
-        return path
+        """Write the result and the pattern it came from: ``.h5`` (EMD 1.0, `crystaldl.read` reads it back), else JSON.
+
+        An interrupted write leaves an old file whole.
+        """
+        if str(path).lower().endswith(ENDINGS):
+            from .files import save_object
+
+            return save_object(path, self)
+        return write_json(path, {**self.to_dict(), "two_theta": self.pattern.two_theta, "intensity": self.pattern.intensity})
 
     def show(self, n: int = 5):
         """The pattern beside the probabilities of the crystal systems and the ``n`` best space groups: (figure, axes)."""

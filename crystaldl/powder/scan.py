@@ -75,7 +75,7 @@ def lab_radiation(alpha1=None, alpha2=None, ratio=None, anode=None) -> Radiation
 def _length(value) -> float | None:
     try:
         value = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
     return value if np.isfinite(value) and 0.01 < value < 20 else None
 

@@ -168,11 +168,14 @@ def _refine(lines, slope, cell, system, centring, rounds):
 
 @njit(cache=True, nogil=True)
 def polish(lines, slope, best, cells, sharp):
-    """Refine the candidates of every lattice with a zero shift; the best of each, scored with ``sharp`` times finer σ."""
-    rows = best.shape[0]
-    out, zeros, refined = np.full(rows, -1e3), np.zeros(rows), np.zeros((rows, 4))
+    """Refine the candidates of every lattice with a zero shift and score them with ``sharp`` times finer σ.
+
+    Returns scores (rows, k), cells (rows, k, 4) and zero shifts (rows, k); unused places score -1000.
+    """
+    rows, count = best.shape
+    out, zeros, refined = np.full((rows, count), -1e3), np.zeros((rows, count)), np.zeros((rows, count, 4))
     for row in range(rows):
-        for k in range(best.shape[1]):
+        for k in range(count):
             if best[row, k] < -500.0:
                 continue
             cell, zero = _refine(lines, slope, cells[row, k], _SYSTEM[row], _CENTRING[row], 4)
@@ -183,10 +186,9 @@ def polish(lines, slope, best, cells, sharp):
                 cell, zero = cells[row, k], 0.0
             fine[:, 1] *= sharp
             fine[:, 3] -= fine[:, 2] * np.log(sharp)
-            v = _score(fine, cell, row, -1e6)
-            if v > out[row]:
-                out[row], zeros[row] = v, zero
-                refined[row] = cell
+            out[row, k] = _score(fine, cell, row, -1e6)
+            zeros[row, k] = zero
+            refined[row, k] = cell
     return out, refined, zeros
 
 

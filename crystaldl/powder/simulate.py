@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..physics.crystals import Crystal
 from ..physics.reflections import march_dollase, powder_lines
+from ..storage.atomic import replacing
 from .prepare import AXIS_POINTS, AXIS_START, AXIS_STEP, REFERENCE_WAVELENGTH, common_axis
 
 Q_MAX = 1.0                 # Å⁻¹, the end of the common axis
@@ -49,7 +50,8 @@ class LineLibrary:
         return LineLibrary(*(getattr(self, k)[index] for k in ("q", "intensity", "space_group", "family", "volume")))
 
     def save(self, path) -> None:
-        np.savez(path, q=self.q, intensity=self.intensity, space_group=self.space_group, family=self.family, volume=self.volume)
+        with replacing(path) as beside, beside.open("wb") as stream:
+            np.savez(stream, **vars(self))
 
     @classmethod
     def load(cls, path) -> LineLibrary:

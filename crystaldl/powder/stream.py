@@ -33,7 +33,7 @@ GROUP_FREQUENCY = {
     180: 2, 182: 3, 186: 9, 187: 4, 189: 5, 190: 3, 191: 5, 192: 3, 193: 6, 194: 25, 198: 6, 205: 6, 206: 4, 212: 2,
     214: 2, 215: 3, 216: 13, 217: 6, 218: 3, 220: 4, 221: 12, 223: 3, 224: 2, 225: 28, 227: 28, 229: 6, 230: 9,
 }  # fmt: skip
-UNIFORM_SHARE = 0.3
+UNIFORM_SHARE = 0.22
 HELD_OUT = 0.12  # share of library prototypes never used in training
 
 

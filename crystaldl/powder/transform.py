@@ -186,7 +186,7 @@ def _select(pattern, keep):
 def _number(value, name: str) -> float:
     try:
         value = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"{name} is {value!r}; expected a number in degrees.") from None
     if not math.isfinite(value):
         raise DataError(f"{name} is {value}; expected a finite number in degrees.")

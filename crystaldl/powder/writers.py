@@ -1,14 +1,14 @@
-"""Writing a pattern as text that any program, and `PowderPattern.from_file`, can read."""
+"""Writing a pattern: text that any program can read, or EMD 1.0 that keeps everything. `PowderPattern.from_file` reads both."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from crystaldl.errors import DataError
+from crystaldl.storage.atomic import write_text
+from crystaldl.storage.records import ENDINGS
 
 __all__ = ["write_pattern"]
 
@@ -16,14 +16,18 @@ _SEPARATOR = {".xy": " ", ".xye": " ", ".csv": ","}
 
 
 def write_pattern(pattern, path) -> Path:
-    """Write 2θ, intensity (and sigma, for ``.xye`` and ``.csv`` where known) under a commented header.
+    """Write 2θ, intensity (and sigma, for ``.xye`` and ``.csv`` where known) under a commented header, or EMD 1.0.
 
-    The file is written beside its place and renamed, so that an interrupted write leaves an old file whole.
+    An interrupted write leaves an old file whole.
     """
     path = Path(path)
+    if path.suffix.lower() in ENDINGS:
+        from crystaldl.powder.files import save_object
+
+        return save_object(path, pattern)
     separator = _SEPARATOR.get(path.suffix.lower())
     if separator is None:
-        raise DataError(f"path ends in {path.suffix!r}; expected one of {', '.join(_SEPARATOR)}.")
+        raise DataError(f"path ends in {path.suffix!r}; expected one of {', '.join((*_SEPARATOR, *ENDINGS))}.")
     if path.suffix.lower() == ".xye" and pattern.sigma is None:
         raise DataError("the pattern has no sigma; an .xye file needs one, write .xy instead.")
     columns = [pattern.two_theta, pattern.intensity]
@@ -33,22 +37,7 @@ def write_pattern(pattern, path) -> Path:
         titles.append("sigma")
     rows = "\n".join(separator.join(f"{v:.10g}" for v in row) for row in np.column_stack(columns).tolist())
     text = "\n".join(_header(pattern)) + f"\n# {separator.join(titles)}\n{rows}\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return write_text(path, text)
 
 
 def _header(pattern) -> list[str]:

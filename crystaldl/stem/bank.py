@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..storage.atomic import replacing
 from .bloch import beam_intensities, prepare_zone, zone_reflections
 from .electrons import wavelength
 from .specimens import held_out, random_specimen
@@ -59,14 +60,12 @@ class DiskBank:
         return DiskBank(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def save(self, path) -> None:
-        """Write beside, then rename."""
+        """Write as safetensors; an interrupted write leaves an old file whole."""
         from safetensors.torch import save_file
 
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.new")
-        save_file({f.name: getattr(self, f.name).contiguous() for f in fields(self)}, beside)
-        beside.replace(path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as beside:
+            save_file({f.name: getattr(self, f.name).contiguous() for f in fields(self)}, beside)
 
     @classmethod
     def load(cls, path) -> DiskBank:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,13 @@ from types import MappingProxyType
 import numpy as np
 
 from ..errors import DataError, FileFormatError, PlausibilityWarning
+from ..storage.hdf5 import checked_path, first_line, open_hdf5
+from ..storage.records import write_emd
 
+CONVENTIONS = (
+    "Scan positions are (Rx, Ry) and pixels of a pattern (Qx, Qy) = (row, column); positions and their sigma in px unless "
+    "calibrated; strain slices e_xx, e_yy, e_xy are positive for tension, theta is in radians from y towards x."
+)
 COMPANION = "disk_table"  # name of the PointList in the tree of the Bragg vectors
 COLUMNS = ("positions", "sigma", "intensity", "confidence", "fitted")
 _VECTORS = np.dtype([("qx", float), ("qy", float), ("intensity", float)])
@@ -231,7 +236,7 @@ def points_of(table: DiskTable, rx: int, ry: int):
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def save_emd(path, node) -> Path:
+def save_emd(path, node, kind: str | None = None) -> Path:
     """Write an emdfile node and its tree to an EMD 1.0 file; an interrupted write leaves an old file whole.
 
     Parameters
@@ -239,21 +244,11 @@ def save_emd(path, node) -> Path:
     path : str or Path
         Replaced if it exists.
     node : emdfile Node or Root (a ``DataCube``, ``BraggVectors``, …)
+    kind : str, optional
+        Class of the object for `crystaldl.read`; by default that of the node.
     """
-    import emdfile
-
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path is {path}, but the folder {path.parent} does not exist.")
-    # emdfile knows its files by their ending
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            emdfile.save(str(beside), node, mode="o")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
+    kind = type(node).__name__ if kind is None else kind
+    return write_emd(path, node, kind, CONVENTIONS)
 
 
 def save_bragg(path, bragg) -> Path:
@@ -285,23 +280,28 @@ def read_bragg(path):
     if not found:
         raise FileFormatError(f"{Path(path).name} holds no Bragg vectors; expected a file of BraggVectors.")
     bragg = found[0]
-    bragg.disk_table = table_of(bragg)
+    try:
+        bragg.disk_table = table_of(bragg)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        found = f"{Path(path).name} holds damaged Bragg vectors ({first_line(error)})"
+        raise FileFormatError(f"{found}; expected whole ones.") from error
     return bragg
 
 
 def read_emd(path):
     """Read an EMD 1.0 or older py4DSTEM file quietly: whatever ``py4DSTEM.read`` returns."""
+    import h5py
     import py4DSTEM
 
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected an EMD file.")
+    path = checked_path(path, "an EMD file")
+    if h5py.is_hdf5(path):
+        with open_hdf5(path, "an EMD file", links=False):
+            pass  # whole, and no larger than it can be
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             node = py4DSTEM.read(str(path), verbose=False)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FileFormatError(f"{path.name} cannot be read as a py4DSTEM file ({reason}).") from error
+        raise FileFormatError(f"{path.name} cannot be read as a py4DSTEM file ({first_line(error)}).") from error
     if isinstance(node, list):
         raise FileFormatError(f"{path.name} holds several data trees ({', '.join(map(str, node))}); expected one.")
     return node

@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import DataError
 
 SMALLEST = 16  # px: no pattern has fewer rows or columns
+LARGEST = 8192  # no detector has more; py4DSTEM makes coordinates of every pixel
 
 
 def check_data(data, name: str = "data"):
@@ -25,8 +26,10 @@ def check_data(data, name: str = "data"):
     if not (hasattr(data, "shape") and hasattr(data, "dtype")):
         try:
             data = np.asarray(data)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             raise DataError(f"{name} cannot be turned into an array; expected patterns (Rx, Ry, Qx, Qy).") from None
+    if not hasattr(data.dtype, "kind"):  # a torch tensor
+        data = np.asarray(data)
     if isinstance(data, np.ma.MaskedArray):
         data = np.ma.filled(data.astype(float), np.nan)
     if data.dtype.kind not in "buif":
@@ -39,6 +42,8 @@ def check_data(data, name: str = "data"):
         raise DataError(f"{name} has the shape {tuple(data.shape)}; expected four dimensions (Rx, Ry, Qx, Qy).")
     if 0 in data.shape:
         raise DataError(f"{name} is empty (shape {tuple(data.shape)}); expected patterns (Rx, Ry, Qx, Qy).")
+    if max(data.shape[2:]) > LARGEST:
+        raise DataError(f"{name} has patterns of {data.shape[2]} × {data.shape[3]} px; expected at most {LARGEST} px a side.")
     if min(data.shape[2:]) < SMALLEST:
         raise DataError(
             f"{name} has patterns of {data.shape[2]} × {data.shape[3]} px; expected at least {SMALLEST} × {SMALLEST} px, "
@@ -69,7 +74,7 @@ def check_selection(selection, scan_shape) -> tuple[str, np.ndarray]:
     single = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in selection)
     try:
         rx, ry = (np.atleast_1d(np.asarray(v)) for v in selection)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"data holds no whole numbers; {expected}.") from None
     if rx.shape != ry.shape or rx.ndim != 1 or rx.dtype.kind not in "iu" or ry.dtype.kind not in "iu" or not rx.size:
         raise DataError(f"data holds lists of {rx.size} and {ry.size} values; {expected}, of whole numbers.")

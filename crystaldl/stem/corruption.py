@@ -6,6 +6,7 @@ parameters for each pattern of the batch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,14 @@ class Corruption:
     bad_pixels: float = 3e-4
     saturation: float = 0.1
     stop: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("log_dose", "diffuse", "plasmon", "read_noise"):
+            low, high = getattr(self, name)
+            least = 1e-12 if name == "read_noise" else -math.inf      # drawn on a logarithmic scale
+            if not least <= low <= high:
+                raise ValueError(f"{name} is ({low!r}, {high!r}); expected a lower and a higher number"
+                                 + (" above 0." if name == "read_noise" else "."))
 
 
 @dataclass

@@ -46,7 +46,14 @@ class DataCube(py4DSTEM.DataCube):
     """
 
     def __init__(self, data, name="datacube", slicelabels=None, calibration=None):
-        super().__init__(check_data(data), name=name, slicelabels=slicelabels, calibration=calibration)
+        data = check_data(data)
+        if not isinstance(name, str):
+            raise TypeError(f"name is a {type(name).__name__}; expected text.")
+        try:
+            super().__init__(data, name=name, slicelabels=slicelabels, calibration=calibration)
+        except Exception as error:  # py4DSTEM and emdfile raise Exception itself
+            found = " ".join(str(error).split())[:120]
+            raise DataError(f"slicelabels or calibration cannot be used ({found}); expected those of py4DSTEM.") from None
 
     @classmethod
     def from_file(cls, path, mem: str = "RAM", *, dataset=None, raw=None, **options) -> DataCube:
@@ -157,6 +164,8 @@ class DataCube(py4DSTEM.DataCube):
         check_data(self.data)
         if out is not None and kind != "scan":
             raise DataError("out names a file but data selects some patterns; expected out for the whole scan only.")
+        if not isinstance(progress, (bool, np.bool_)):
+            raise TypeError(f"progress is a {type(progress).__name__}; expected True or False.")
         # what needs no look at the data first
         Search.checked(None, method, model, device, options)
         if client is None:
@@ -186,12 +195,15 @@ class DataCube(py4DSTEM.DataCube):
         """
         from .plot import plot_disks
 
-        check_selection((rx, ry), self.Rshape)
+        if check_selection((rx, ry), self.Rshape)[0] != "one":
+            raise DataError(f"rx and ry are {rx!r} and {ry!r}; expected the two numbers of one position.")
         probe = self._probe(search.pop("probe", "auto"))
         if disks is None:
             disks = self.find_bragg_disks(data=(rx, ry), probe=probe, progress=False, **search)
         elif hasattr(disks, "_v_uncal"):
             disks = points_of(table_of(disks), rx, ry)
+        elif not {"qx", "qy"} <= set(getattr(getattr(getattr(disks, "data", None), "dtype", None), "names", None) or ()):
+            raise TypeError(f"disks is a {type(disks).__name__}; expected BraggVectors or QPoints.")
         positions = np.stack([disks.data["qx"], disks.data["qy"]], axis=1)
         return plot_disks(
             np.asarray(self.data[rx, ry]), positions, probe.radius, ax, sigma=getattr(disks, "sigma", None),

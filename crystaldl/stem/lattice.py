@@ -15,6 +15,7 @@ from .lattice_kernels import fit_all
 SAMPLE = 1500  # patterns that decide the excess scatter
 MEDIAN_CHI2 = 0.454936  # median of χ² with one degree of freedom
 _FLOOR = 1e-6  # px: no σ is taken to be smaller
+LEAST_DISKS, LEAST_PATTERNS = 8, 10  # that tell whether disks move together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class LatticeFit:
     hk : (N, 2) int, indices of each disk, relative to the origin
     weight : (N,), robust weight of each disk from 0 (no part of the lattice) to 1
     excess : float, scatter beyond the stated σ of the disks, px
+    shift : float, standard deviation over the scan of the shift that all disks of a pattern have away from its origin, px
     """
 
     origin: np.ndarray
@@ -59,6 +61,7 @@ class LatticeFit:
     hk: np.ndarray
     weight: np.ndarray
     excess: float
+    shift: float = 0.0
 
 
 def fit_lattices(
@@ -69,7 +72,9 @@ def fit_lattices(
     Weights are 1/(σ² + s²), with σ of each disk along each axis and s, one number for the scan, what the disks scatter
     beyond σ (dynamical contrast is no counting noise; s is 0 where σ explains all). Robust weights are Huber's, then
     Tukey's. Disks are indexed from the centre outwards as the lattice becomes known. The covariance is scaled by the
-    scatter of the pattern itself, to the extent that it has disks enough to tell.
+    scatter of the pattern itself, to the extent that it has disks enough to tell. Multiple scattering fills the sides of all
+    disks that face the direct beam alike, which moves them outwards or inwards together and lengthens or shortens the
+    lattice: how far, for the scan as a whole, is seen from shifts that no lattice explains, and enters the covariance.
 
     Parameters
     ----------
@@ -86,7 +91,7 @@ def fit_lattices(
     shortest = min(np.linalg.norm(v) for v in (*basis, basis[0] + basis[1], basis[0] - basis[1]))
     limits = FitLimits() if limits is None else limits
     settings = np.array([
-        limits.tolerance * shortest, limits.min_disks, limits.max_change, float(robust), limits.min_share,
+        limits.tolerance * shortest, limits.min_disks, limits.max_change, float(bool(robust)), limits.min_share,
     ], dtype=float)  # fmt: skip
     positions, prior = np.ascontiguousarray(positions, dtype=float), np.asarray(prior, dtype=float)
     origin = np.ascontiguousarray(origin, dtype=float)
@@ -101,9 +106,11 @@ def fit_lattices(
     squares = np.bincount(pattern[counted], (off[counted] ** 2).sum(1), offsets.size - 1)
     good = np.isfinite(lattice[:, 0, 0])
     residual = np.where(good, np.sqrt(squares / np.maximum(n, 1)), np.nan)
-    return LatticeFit(
-        lattice[:, 0], lattice[:, 1:], _basis_covariance(covariance, scale2), n, residual, hk, weight, excess
-    )
+    total = _basis_covariance(covariance, scale2)
+    shift, response = _radial_shift(pattern, positions, hk, inverse * weight[:, None], lattice, prior)
+    if shift > 0:
+        total = total + shift**2 * response[:, :, None] * response[:, None, :]
+    return LatticeFit(lattice[:, 0], lattice[:, 1:], total, n, residual, hk, weight, excess, shift)
 
 
 def _residuals(positions, hk, lattice) -> np.ndarray:
@@ -116,6 +123,58 @@ def _basis_covariance(covariance, scale2) -> np.ndarray:
     for axis in range(2):
         out[:, axis::2, axis::2] = covariance[:, axis, 1:, 1:]
     return out * scale2[:, None, None]
+
+
+def _radial_shift(pattern, positions, hk, weight, lattice, prior) -> tuple[float, np.ndarray]:
+    """Standard deviation, px, of the shift of all disks of a pattern away from its origin, and what 1 px of it does.
+
+    A shift common to all disks goes half into the lattice; the other half is left in the residuals, inner disks out and outer
+    ones in, and tells its size.
+
+    Parameters
+    ----------
+    weight : (N, 2), of each disk along each axis, px⁻²
+
+    Returns
+    -------
+    float
+    (P, 4), response of (g1x, g1y, g2x, g2y); NaN where there is no lattice
+    """
+    count = len(lattice)
+    response = np.full((count, 4), np.nan)
+    good = np.isfinite(lattice[:, 0, 0])
+    rows = np.flatnonzero((weight > 0).all(1) & good[pattern])
+    if rows.size == 0:
+        return 0.0, response
+    pattern, hk, weight = pattern[rows], hk[rows], weight[rows]
+    g = hk[:, :1] * lattice[pattern, 1] + hk[:, 1:] * lattice[pattern, 2]
+    length = np.hypot(g[:, 0], g[:, 1])[:, None]
+    outwards = np.where(length > 0, g / np.maximum(length, 1e-12), 0.0)
+    residual = _residuals(positions[rows], hk, lattice[pattern])
+    design = np.column_stack([np.ones(len(hk)), hk])
+    known, seen = np.zeros(count), np.zeros(count)
+    for axis in range(2):
+        w = weight[:, axis, None] * design
+        normal = _sums(pattern, w[:, :, None] * design[:, None, :], count)
+        normal[:, 0, 0] += prior[axis]
+        solved = np.zeros((count, 3))
+        right = _sums(pattern, w * outwards[:, axis, None], count)
+        solved[good] = (np.linalg.pinv(normal[good], hermitian=True) @ right[good, :, None])[:, :, 0]
+        response[np.ix_(good, [axis, axis + 2])] = solved[good, 1:]
+        left = outwards[:, axis] - (design * solved[pattern]).sum(1)  # what the lattice does not take up
+        known += np.bincount(pattern, weight[:, axis] * left**2, count)
+        seen += np.bincount(pattern, weight[:, axis] * left * residual[:, axis], count)
+    tells = good & (known > 1e-9) & (np.bincount(pattern, minlength=count) >= LEAST_DISKS)
+    if tells.sum() < LEAST_PATTERNS:
+        return 0.0, response
+    return _excess_of((seen[tells] / known[tells]) ** 2, 1 / known[tells]), response
+
+
+def _sums(pattern, values, count) -> np.ndarray:
+    """Sum of values (N, …) by pattern, (count, …)."""
+    flat = values.reshape(len(values), -1)
+    out = np.stack([np.bincount(pattern, column, count) for column in flat.T], axis=1)
+    return out.reshape(count, *values.shape[1:])
 
 
 def _excess(offsets, positions, variance, rest) -> float:

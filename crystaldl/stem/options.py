@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Real
 
 SUBPIXEL = ("quadratic", "upsampled", "none")
 
@@ -54,6 +55,10 @@ class DiskOptions:
     min_confidence: float | None = None
 
     def __post_init__(self):
+        for field in fields(self):
+            value, text = getattr(self, field.name), field.name == "subpixel"
+            if value is not None and field.name != "trench" and not isinstance(value, str if text else Real):
+                raise TypeError(f"{field.name} is a {type(value).__name__}; expected {'text' if text else 'a number'}.")
         for name in ("min_spacing", "edge_boundary"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
@@ -71,7 +76,8 @@ class DiskOptions:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}; expected a number from {low} to {high}.")
-        if len(self.trench) != 2 or not 0 <= self.trench[0] < self.trench[1]:
+        pair = isinstance(self.trench, (tuple, list)) and all(isinstance(v, Real) for v in self.trench)
+        if not pair or len(self.trench) != 2 or not 0 <= self.trench[0] < self.trench[1]:
             raise ValueError(f"trench is {self.trench!r}; expected an inner and a larger outer radius.")
         if self.subpixel not in SUBPIXEL:
             raise ValueError(f"subpixel is {self.subpixel!r}; expected one of {', '.join(SUBPIXEL)}.")

@@ -40,8 +40,8 @@ def show_strain(strain, *, vrange=None, theta_range=None):
     turn = _limits(theta_range, degrees.ravel(), "theta_range")
     extent, labels = _scan_axes(strain)
     aspect = (extent[2] - extent[3]) / (extent[1] - extent[0])
-    height = float(np.clip(3.3 * aspect, 1.3, 5.0))
-    figure, axes = plt.subplots(2, 3, figsize=(11.5, 2 * height + 1.3), layout="constrained")
+    height = float(np.clip(2.45 * aspect, 1.2, 4.5))  # of maps 2.45 inches wide
+    figure, axes = plt.subplots(2, 3, figsize=(11.5, 2 * height + 1.9), layout="constrained")
     for ax, value, title in zip(axes[0], percent, _TITLES, strict=True):
         image = _map(ax, value, extent, labels, title, cmap="RdBu_r", limits=limits)
     figure.colorbar(image, ax=axes[0], label="Strain (%)", shrink=0.9, pad=0.015)
@@ -107,8 +107,8 @@ def plot_disks(pattern, positions, radius, ax=None, *, sigma=None, confidence=No
     ax = _axes(ax, (5.2, 5.2))
     pattern = np.asarray(pattern, dtype=float)
     shown = np.sqrt(np.clip(pattern - np.nanpercentile(pattern, 1), 0, None))
-    ax.imshow(shown, cmap="gray", vmax=_bright(shown))
     positions = np.asarray(positions, dtype=float).reshape(-1, 2)
+    ax.imshow(shown, cmap="gray", vmax=_bright_beside(shown, positions, radius))
     alpha = np.ones(len(positions)) if confidence is None else np.nan_to_num(confidence, nan=1.0)
     from matplotlib.colors import to_rgb
 
@@ -160,6 +160,8 @@ def _details(strain):
 
 def _axes(ax, size):
     if ax is not None:
+        if not hasattr(ax, "get_xlim"):
+            raise TypeError(f"ax is a {type(ax).__name__}; expected matplotlib Axes.")
         return ax
     import matplotlib.pyplot as plt
 
@@ -184,6 +186,16 @@ def _bright(image) -> float:
     return float(np.nanpercentile(image, 99.8)) or float(np.nanmax(image)) or 1.0
 
 
+def _bright_beside(image, positions, radius) -> float:
+    """The brightest level beside the brightest disk: the direct beam must not darken the others."""
+    rows, columns = np.indices(image.shape)
+    far = [np.hypot(rows - x, columns - y) > 1.3 * radius for x, y in positions]
+    if len(far) < 2:
+        return _bright(image)
+    brightest = int(np.argmax([np.nanmean(np.where(other, np.nan, image)) for other in far]))
+    return _bright(image[far[brightest]])
+
+
 def _scan_axes(strain) -> tuple[tuple[float, float, float, float], tuple[str, str]]:
     """The extent for imshow (left, right, bottom, top) and the labels of both axes."""
     rows, columns = strain.data.shape[-2:]
@@ -205,6 +217,8 @@ def _map(ax, value, extent, labels, title, *, cmap, limits):
     ax.set_title(title, loc="left", fontsize="medium")
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
+    if labels[0].endswith("(position)"):
+        ax.locator_params(integer=True)
     return image
 
 

@@ -148,7 +148,7 @@ class Probe:
 def _checked(image) -> np.ndarray:
     try:
         array = np.array(image, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise DataError(f"probe is a {type(image).__name__}; expected a 2-D array of real numbers.") from None
     if array.ndim != 2 or min(array.shape) < 8:
         raise DataError(f"probe has the shape {array.shape}; expected (H, W), at least 8 px each way.")
@@ -250,18 +250,31 @@ def _disk_share(pattern: np.ndarray) -> float:
 
 
 def _mean_aligned(stack: np.ndarray, first: np.ndarray | None) -> np.ndarray:
-    """Mean of patterns shifted by whole pixels onto one another (their bright parts' circular centroid)."""
+    """Mean of patterns shifted by whole pixels onto one another (the middle of the direct beam, `_beam_centre`)."""
     total = np.zeros(stack.shape[1:])
     reference = None
     for pattern in stack if first is None else [first, *stack]:
         p = np.nan_to_num(np.asarray(pattern, dtype=float), nan=0.0)
         q = ndimage.gaussian_filter(np.maximum(p - np.median(p), 0), 1.0)
-        q[q < 0.5 * q.max()] = 0
-        if not q.sum() > 0:
+        if not q.max() > 0:
             continue
-        centre = np.array(ndimage.center_of_mass(q))
+        centre = _beam_centre(q, reference)
         reference = centre if reference is None else reference
         total += np.roll(p, np.round(reference - centre).astype(int), (0, 1))
     if not total.any():
         raise DataError("patterns are all zero; expected measured patterns to find the probe in.")
     return total
+
+
+def _beam_centre(image: np.ndarray, near: np.ndarray | None) -> np.ndarray:
+    """Centroid of the bright region nearest to ``near``, or else to the centroid of all that is bright.
+
+    On a saturated detector many disks are as bright as the direct beam: their common centroid wanders with each of them.
+    """
+    labels, count = ndimage.label(image > 0.5 * image.max())
+    number = np.arange(1, count + 1)
+    sums = ndimage.sum_labels(image, labels, number)
+    centres = np.array(ndimage.center_of_mass(image, labels, number))
+    large = sums > 0.3 * sums.max()
+    near = (sums[:, None] * centres).sum(0) / sums.sum() if near is None else near
+    return centres[large][np.linalg.norm(centres[large] - near, axis=1).argmin()]

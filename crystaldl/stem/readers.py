@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, FileFormatError
+from ..storage.hdf5 import check_archive, load, load_npy, open_hdf5
 
 MEMORY = ("RAM", "MEMMAP")
 _HDF5 = (".h5", ".hdf5", ".emd", ".py4dstem", ".hspy", ".nxs", ".hdf")
@@ -69,7 +70,7 @@ def read_scan(path, mem: str = "RAM", *, dataset=None, raw=None, **options):
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz"):
         return _guarded(_read_numpy, path, mem, dataset)
-    if suffix in _HDF5:
+    if suffix in _HDF5 or (suffix not in _PY4DSTEM and _is_hdf5(path)):
         return _guarded(_read_hdf5, path, mem, dataset)
     if suffix in _PY4DSTEM or options:
         return _guarded(_read_foreign, path, mem, options)
@@ -81,8 +82,10 @@ def _guarded(reader: Callable, path: Path, mem: str, extra):
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return reader(path, mem, extra)
-    except (DataError, FileFormatError, ImportError, MemoryError):
+    except (DataError, FileFormatError, ImportError):
         raise
+    except MemoryError:
+        raise FileFormatError(f"{path.name} takes more memory than there is; mem='MEMMAP' leaves it in the file.") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise FileFormatError(f"{path.name} cannot be read ({reason}); expected {_EXPECTED}.") from error
@@ -105,8 +108,8 @@ def _read_raw(path: Path, mem: str, *, shape, dtype, offset: int = 0) -> Scan:
 
 def _read_numpy(path: Path, mem: str, dataset) -> Scan:
     if path.suffix.lower() == ".npy":
-        data = np.load(path, mmap_mode="r" if mem == "MEMMAP" else None, allow_pickle=False)
-        return Scan(data)
+        return Scan(np.load(path, mmap_mode="r", allow_pickle=False) if mem == "MEMMAP" else load_npy(path))
+    check_archive(path)
     with np.load(path, allow_pickle=False) as arrays:
         shapes = {name: arrays[name].shape for name in arrays.files}
         return Scan(arrays[_chosen(shapes, dataset, path.name)])
@@ -146,6 +149,13 @@ def _squeezed(data, scan_dimensions: int = 2):
 # -- HDF5 ----------------------------------------------------------------------------------------------------------
 
 
+def _is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5 by its content, whatever its name."""
+    import h5py
+
+    return path.is_file() and h5py.is_hdf5(path)
+
+
 def _read_hdf5(path: Path, mem: str, dataset):
     import emdfile
     import h5py
@@ -153,6 +163,8 @@ def _read_hdf5(path: Path, mem: str, dataset):
 
     if not h5py.is_hdf5(path):
         raise FileFormatError(f"{path.name} is no HDF5 file; expected {_EXPECTED}.")
+    with open_hdf5(path, _EXPECTED, load=False):
+        pass  # its tree can be walked
     if emdfile._is_EMD_file(str(path)):
         return _read_emd(path, mem, dataset)
     if dataset is None and legacy.is_py4DSTEM_file(str(path)):
@@ -176,25 +188,39 @@ def _read_emd(path: Path, mem: str, dataset):
     """py4DSTEM's own files: read by py4DSTEM, or the array mapped and the calibration read beside it."""
     if mem == "RAM" and dataset is None:
         return _read_py4dstem(path)
-    import h5py
     from py4DSTEM import DataCube
     from py4DSTEM.data import Calibration
 
+    with _kept_open(path, mem) as file:
+        cubes = []
+        file.visititems(lambda _, node: cubes.append(node) if _is_cube(node) else None)
+        cubes = [node for node in cubes if dataset is None or node.name.strip("/") == dataset.strip("/")]
+        if not cubes:
+            raise FileFormatError(f"{path.name} holds no DataCube{f' at {dataset!r}' if dataset else ''}; expected a scan.")
+        node = cubes[0]
+        root = file[node.name.strip("/").split("/")[0]]
+        place = root.get("metadatabundle/calibration")
+        calibration = Calibration.from_h5(place) if place is not None else None
+        if calibration is not None:
+            calibration._params.pop("_target_paths", None)
+            calibration._params.pop("_root_treepath", None)
+        data = node["data"] if mem == "MEMMAP" else load(node["data"])
+        return DataCube(data, name=node.name.rsplit("/", 1)[-1], calibration=calibration)
+
+
+@contextlib.contextmanager
+def _kept_open(path: Path, mem: str):
+    """An HDF5 file that stays open when its data are mapped and nothing went wrong."""
+    import h5py
+
     file = h5py.File(path, "r")
-    cubes = []
-    file.visititems(lambda _, node: cubes.append(node) if _is_cube(node) else None)
-    cubes = [node for node in cubes if dataset is None or node.name.strip("/") == dataset.strip("/")]
-    if not cubes:
-        raise FileFormatError(f"{path.name} holds no DataCube{f' at {dataset!r}' if dataset else ''}; expected a scan.")
-    node = cubes[0]
-    root = file[node.name.strip("/").split("/")[0]]
-    place = root.get("metadatabundle/calibration")
-    calibration = Calibration.from_h5(place) if place is not None else None
-    if calibration is not None:
-        calibration._params.pop("_target_paths", None)
-        calibration._params.pop("_root_treepath", None)
-    data = node["data"] if mem == "MEMMAP" else node["data"][...]
-    return DataCube(data, name=node.name.rsplit("/", 1)[-1], calibration=calibration)
+    try:
+        yield file
+    except BaseException:
+        file.close()
+        raise
+    if mem == "RAM":
+        file.close()
 
 
 def _is_cube(node) -> bool:
@@ -205,24 +231,23 @@ def _is_cube(node) -> bool:
 def _read_any_hdf5(path: Path, mem: str, dataset) -> Scan:
     import h5py
 
-    file = h5py.File(path, "r")
     shapes: dict[str, tuple] = {}
 
     def note(name, node):
         if isinstance(node, h5py.Dataset) and node.ndim >= 2 and node.dtype.kind in "buif":
             shapes[name] = node.shape
 
-    file.visititems(note)
-    data = file[_chosen(shapes, dataset, path.name)]
-    if mem == "MEMMAP" and data.ndim == 4:
-        return Scan(data)
-    if mem == "MEMMAP":
-        import dask.array as da
+    with _kept_open(path, mem) as file:
+        file.visititems(note)
+        data = file[_chosen(shapes, dataset, path.name)]
+        if mem == "MEMMAP" and data.ndim == 4:
+            return Scan(data)
+        if mem == "MEMMAP":
+            import dask.array as da
 
-        return Scan(_squeezed(da.from_array(data, chunks=data.chunks or "auto")))
-    data = data[...]
-    file.close()
-    return Scan(_squeezed(data.astype(data.dtype.newbyteorder("="))))
+            return Scan(_squeezed(da.from_array(data, chunks=data.chunks or "auto")))
+        data = load(data)
+        return Scan(_squeezed(data.astype(data.dtype.newbyteorder("="))))
 
 
 # -- other programs' files -----------------------------------------------------------------------------------------
@@ -242,7 +267,7 @@ def _read_rosetta(path: Path, mem: str, _) -> Scan:
         import rsciio
     except ImportError:
         raise ImportError(
-            f"{path.name}: files ending in {path.suffix or 'nothing'} are read by RosettaSciIO, which is not installed; "
+            f"{path.name}: not a format that py4DSTEM reads, and RosettaSciIO, which may read it, is not installed; "
             "expected the package rosettasciio, or another format."
         ) from None
     from importlib import import_module

@@ -14,7 +14,7 @@ from .bank import DiskBank, build_bank
 from .disks import find_disks
 from .network import DiskNet, FCUNet
 from .options import DiskOptions
-from .stream import StreamOptions, disknet_batch, draw_patterns, fcunet_batch
+from .stream import StreamOptions, disknet_batch, draw_patterns, fcunet_batch, mixed
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ EVALUATION_BANK, EVALUATION_BATCHES = 120, 6
 SMOKE_ARGUMENTS = {"disknet": {"widths": (8, 8, 16, 16)}, "fcunet": {"filters": 2, "depth": 1, "levels": 4}}
 FULL_ARGUMENTS = {"disknet": {}, "fcunet": {"filters": 4, "depth": 2}}
 FCUNET_SIZE = 128
+SCENES = 4  # of a batch
 
 
 @dataclass
@@ -65,10 +66,15 @@ class StemTask:
         return torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=(0.9, 0.99))
 
     def batch(self, step: int, rank: int, world: int, device) -> dict:
-        patterns = draw_patterns(self._bank(device), self.settings.stream, step, rank, device)
+        parts = []
+        for number in range(self.settings.stream.scenes):
+            options, at = self.settings.stream.of_scene(step, number)
+            patterns = draw_patterns(self._bank(device), options, at, rank, device)
+            fcunet = self.settings.network == "fcunet"
+            parts.append(fcunet_batch(patterns, FCUNET_SIZE, device) if fcunet else disknet_batch(patterns, device))
         if self.settings.network == "fcunet":
-            return fcunet_batch(patterns, FCUNET_SIZE, device)
-        return disknet_batch(patterns, device)
+            return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+        return mixed(parts)
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
         if self.settings.network == "fcunet":
@@ -99,7 +105,7 @@ def disknet_loss(out: dict[str, Tensor], batch: dict) -> tuple[Tensor, dict]:
     offset = (miss * torch.exp(-log_sigma) * 2**0.5 + 2 * log_sigma).sum() / k + miss.sum() / k
     known = torch.isfinite(batch["log_v"])
     v_error = (out["log_v"][at][known] - batch["log_v"][known]).abs().sum() / known.sum().clamp_min(1)
-    total = heat + 0.2 * offset + 0.2 * v_error
+    total = heat + 0.2 * offset + 0.4 * v_error
     terms = {"heat": heat, "offset": offset, "miss": miss.sum() / (2 * k), "v": v_error}
     return total, {name: value.detach() for name, value in terms.items()}
 
@@ -181,6 +187,27 @@ def match(disks, patterns, tolerance: float = 0.5) -> dict:
 # --------------------------------------------------------------------------------------------- command line
 
 
+@torch.no_grad()
+def without_radius(network: DiskNet, task: StemTask, batches: int = 12) -> DiskNet:
+    """A start for training on mixed scenes from a DiskNet trained on batches of one scene each.
+
+    Within such batches the radius channel is constant, so that batch normalisation cancels it: its weights mean nothing. They
+    are set to 0, and the batch statistics are taken anew from mixed batches.
+    """
+    network.stem[0].weight[:, -1] = 0
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    momentum = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = None  # cumulative mean
+        m.reset_running_stats()
+    network.train()
+    for step in range(batches):
+        network(task.batch(step, 0, 1, torch.device("cpu"))["inputs"])
+    for m, value in zip(norms, momentum, strict=True):
+        m.momentum = value
+    return network.eval()
+
+
 def bank_in(folder: Path, count: int, seed: int, evaluation: bool = False) -> DiskBank:
     """The bank of that size and seed, computed once and kept in ``folder``."""
     path = Path(folder) / f"disks-{'held-out' if evaluation else 'train'}-{count}-{seed}.safetensors"
@@ -200,11 +227,11 @@ def task_for(network: str, size: str, out: Path, seed: int = 0, bank: int | None
         raise ValueError(f"size is {size!r}; expected 'smoke' or 'full'.")
     rate = {"disknet": 2e-3, "fcunet": 3e-3}[network]
     if size == "smoke":
-        stream = StreamOptions(size=96, batch_size=4, seed=seed)
+        stream = StreamOptions(size=96, batch_size=4, seed=seed, scenes=2)
         settings = Settings(network, SMOKE_ARGUMENTS[network], stream, rate, evaluation_batches=1)
         return StemTask(settings, build_bank(SMOKE_BANK, seed, beams=40), build_bank(4, seed, evaluation=True, beams=40))
     batch = 16 if network == "disknet" else 8
-    settings = Settings(network, FULL_ARGUMENTS[network], StreamOptions(160, batch, seed), rate)
+    settings = Settings(network, FULL_ARGUMENTS[network], StreamOptions(160, batch, seed, SCENES), rate)
     train = bank_in(out / "banks", bank or FULL_BANK, seed)
     return StemTask(settings, train, bank_in(out / "banks", EVALUATION_BANK, 1, evaluation=True))
 

@@ -247,7 +247,7 @@ def find_in_scan(data, search: Search, *, wanted=None, out=None, client=None, pr
     CrystaldlError
         A worker died; the sentence says what is kept.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     wanted = np.ones(data.shape[:2], dtype=bool) if wanted is None else wanted
     key = settings_key(data, search, wanted)

@@ -64,6 +64,8 @@ def fit_strain(bragg, reference="median", *, basis=None, robust=True, mask=None,
     options = StrainOptions() if options is None else options
     if not isinstance(options, StrainOptions):
         raise TypeError(f"options is a {type(options).__name__}; expected StrainOptions.")
+    if not isinstance(robust, (bool, np.bool_)):
+        raise TypeError(f"robust is a {type(robust).__name__}; expected True or False.")
     table = table_of(bragg)
     mask = _scan_mask(mask, table.scan_shape, "mask")
     region, given = _reference(reference, table.scan_shape)
@@ -105,7 +107,7 @@ def _scan_mask(mask, scan_shape, name: str) -> np.ndarray:
 def _pair(pair, name: str) -> np.ndarray:
     try:
         array = np.array(pair, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         array = np.empty(0)
     if array.shape != (2, 2) or not np.isfinite(array).all():
         raise DataError(f"{name} is {pair!r}; expected (g1, g2), two vectors (qx, qy) in px.")

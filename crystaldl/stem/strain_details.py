@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -53,17 +54,17 @@ class StrainOptions:
 
     def __post_init__(self):
         for name, allowed in (("origin", ORIGINS), ("measure", MEASURES)):
-            if getattr(self, name) not in allowed:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}.")
         for name, low, high in (
             ("coordinate_rotation", -360, 360), ("min_confidence", 0, 1), ("min_share", 0, 1), ("tolerance", 0.01, 0.5),
             ("max_change", 0, 1),
         ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
+            if not isinstance(getattr(self, name), Real) or not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number from {low} to {high}.")
         for name, least, value in (("min_disks", 4, self.min_disks), ("max_order", 1, self.max_order)):
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}.")
+            if value is not None and (not isinstance(value, int) or not least <= value < 2**31):
+                raise ValueError(f"{name} is {str(value)[:40]}; expected an integer of at least {least}.")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,7 +74,8 @@ class StrainDetails:
     Attributes
     ----------
     sigma : (4, Rx, Ry), standard uncertainties of e_xx, e_yy, e_xy and theta by the scatter of the disks about their
-        lattice; what thickness or tilt does to all disks of a pattern alike is not in it, nor is the reference's own
+        lattice, and by what multiple scattering does to all disks of a pattern alike as far as the scan shows it
+        (`crystaldl.stem.lattice.fit_lattices`); the reference's own is not in it
     covariance : (Rx, Ry, 4, 4), of (g1x, g1y, g2x, g2y), px²
     g1, g2 : (Rx, Ry, 2), lattice vectors in calibrated axes, px
     origin : (Rx, Ry, 2), origins of the lattices on the detector, px

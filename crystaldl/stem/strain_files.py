@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, FileFormatError
+from ..storage.hdf5 import first_line
 from .bragg import read_emd, save_emd, table_of, to_bragg_vectors, walk
 from .strain import SLICES, filled_map
 from .strain_details import StrainDetails, StrainOptions
@@ -46,7 +47,7 @@ def save_strain(path, strain) -> Path:
         "calstate": dict(strain.calstate),
     }  # fmt: skip
     root.metadata = Metadata(name="strain", data={"details": json.dumps(about, default=str)})
-    return save_emd(path, root)
+    return save_emd(path, root, "StrainMap")
 
 
 def read_strain(path):
@@ -64,11 +65,15 @@ def read_strain(path):
     missing = [name for name in needed if name not in found]
     if missing or "strain" not in root.metadata:
         raise FileFormatError(f"{Path(path).name} holds no strain map; expected a file from save_strain.")
-    about = json.loads(root.metadata["strain"]["details"])
-    arrays = {name: np.array(found[f"strain_{name}"].data) for name in _ARRAYS}
-    details = StrainDetails(
-        **arrays, excess=float(about["excess"]), options=StrainOptions(**about["options"]), provenance=about["provenance"]
-    )
-    bragg = found["braggvectors"]
-    bragg.setcal(**about["calstate"])
-    return filled_map(bragg, np.array(found["strainmap"].data), details)
+    try:
+        about = json.loads(root.metadata["strain"]["details"])
+        arrays = {name: np.array(found[f"strain_{name}"].data) for name in _ARRAYS}
+        details = StrainDetails(
+            **arrays, excess=float(about["excess"]), options=StrainOptions(**about["options"]), provenance=about["provenance"]
+        )
+        bragg = found["braggvectors"]
+        bragg.setcal(**about["calstate"])
+        return filled_map(bragg, np.array(found["strainmap"].data), details)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+        found = f"{Path(path).name} holds a damaged strain map ({first_line(error)})"
+        raise FileFormatError(f"{found}; expected a whole one.") from error

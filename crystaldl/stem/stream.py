@@ -1,15 +1,18 @@
 """The training stream: batches of simulated patterns as the networks read them, with targets on their grids.
 
-A batch is a function of (seed, step, rank): its probe and geometry, the crystals it takes from the bank, its noise.
+A batch is a function of (seed, step, rank): its probes and geometries, the crystals it takes from the bank, its noise.
+It mixes several scenes (a scene is one probe and geometry): batch normalisation over a single scene would cancel what
+is constant in it, such as the radius of the disks, and a network so trained is off wherever that constant is unusual.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .bank import DiskBank
 from .network import STRIDE
@@ -22,11 +25,20 @@ SPOT_SIGMA = 2.0  # px, of the spots in FCU-Net's target image
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """``size``: px of the network's input; ``batch_size``: patterns of a batch; ``seed``."""
+    """``size``: px of the network's input; ``batch_size``: patterns of a batch; ``seed``; ``scenes``: of a batch."""
 
     size: int = 160
     batch_size: int = 16
     seed: int = 0
+    scenes: int = 1
+
+    def __post_init__(self):
+        if self.scenes < 1 or self.batch_size % self.scenes:
+            raise ValueError(f"scenes is {self.scenes}; expected a divisor of batch_size, which is {self.batch_size}.")
+
+    def of_scene(self, step: int, number: int) -> tuple[StreamOptions, int]:
+        """Options and step of scene ``number`` of a batch, to draw it by itself."""
+        return replace(self, batch_size=self.batch_size // self.scenes, scenes=1), step * self.scenes + number
 
 
 def draw_scene(rng: np.random.Generator, size: int, *, held_out: bool = False) -> SceneOptions:
@@ -46,7 +58,7 @@ def draw_scene(rng: np.random.Generator, size: int, *, held_out: bool = False) -
 
 
 def draw_patterns(bank: DiskBank, options: StreamOptions, step: int, rank: int, device, held_out: bool = False) -> Patterns:
-    """The patterns of one batch."""
+    """Patterns of one scene."""
     rng = np.random.default_rng((options.seed, step, rank, int(held_out)))
     g = torch.Generator(device=device).manual_seed(int(rng.integers(2**62)))
     scene = draw_scene(rng, options.size, held_out=held_out)
@@ -108,6 +120,23 @@ def disknet_batch(p: Patterns, device) -> dict:
     return {"inputs": prepare(p.patterns).contiguous(memory_format=torch.channels_last), **targets}
 
 
+def mixed(batches: list[dict]) -> dict:
+    """One batch of several of `disknet_batch`: all are brought to the largest size; what is added counts for nothing."""
+    if len(batches) == 1:
+        return batches[0]
+    out: dict = {}
+    rows = [len(b["inputs"]) for b in batches]
+    for name in ("inputs", "heat", "weight"):
+        size = [max(b[name].shape[d] for b in batches) for d in (-2, -1)]
+        grown = [pad(b[name], (0, size[1] - b[name].shape[-1], 0, size[0] - b[name].shape[-2])) for b in batches]
+        out[name] = torch.cat(grown)
+    out["inputs"] = out["inputs"].contiguous(memory_format=torch.channels_last)
+    first = np.cumsum([0] + rows[:-1])
+    index = [torch.cat([b["index"][:, :1] + int(n), b["index"][:, 1:]], 1) for b, n in zip(batches, first, strict=True)]
+    out["index"] = torch.cat(index)
+    return out | {name: torch.cat([b[name] for b in batches]) for name in ("offset", "log_v")}
+
+
 def fcunet_batch(p: Patterns, size: int, device) -> dict:
     """Inputs and target image of `FCUNet`: patterns about their middle in ``size`` px, spots of height |V_g|."""
     from .correlate import fill_unmeasured
@@ -117,7 +146,7 @@ def fcunet_batch(p: Patterns, size: int, device) -> dict:
     patterns = fill_unmeasured(p.patterns)[:, top : top + size, left : left + size]
     low = ((size - patterns.shape[1]) // 2, (size - patterns.shape[2]) // 2)
     high = (size - patterns.shape[1] - low[0], size - patterns.shape[2] - low[1])
-    patterns = torch.nn.functional.pad(patterns, (low[1], high[1], low[0], high[0]))
+    patterns = pad(patterns, (low[1], high[1], low[0], high[0]))
     half = min(size // 2 - 1, min(p.probe.shape) // 2 - 1)
     patch = torch.as_tensor(p.probe.patch(half), dtype=torch.float32, device=device)
     probe = torch.zeros(size, size, device=device)

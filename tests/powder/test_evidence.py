@@ -1,4 +1,4 @@
-"""Evidence of the lattice search for prepared patterns."""
+"""Evidence of the lattice search and of the profile fit for prepared patterns."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import pytest
 import torch
 
 from crystaldl.physics.lattice import metric_tensor
-from crystaldl.powder.evidence import EXTINCTION_GROUPS, conventional_cell, gather_evidence, pattern_evidence
+from crystaldl.physics.symmetry import extinction_of_group
+from crystaldl.powder.evidence import (
+    ARRAYS,
+    EXTINCTION_GROUPS,
+    FLOOR,
+    Profile,
+    conventional_cell,
+    gather_evidence,
+    levelled,
+    pattern_evidence,
+)
 from crystaldl.powder.extinction import groups_of_lattice
-from crystaldl.powder.indexing import lattice_scores
-from crystaldl.powder.prepare import REFERENCE_WAVELENGTH
+from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
 from crystaldl.powder.search_kernels import LATTICES, MARGIN
 
 CELLS = {
@@ -19,6 +28,7 @@ CELLS = {
     "hP": (4.913, 4.913, 5.405, 90, 90, 120), "hR": (4.759, 4.759, 12.992, 90, 90, 120), "cF": (5.64, 5.64, 5.64, 90, 90, 90),
 }  # fmt: skip
 LIMITS = np.log(2 * np.sin(np.radians(np.array([5.0, 85.0]) / 2)) / REFERENCE_WAVELENGTH)
+HALITE = (3, 4, 8, 11, 12, 16, 19, 20, 24)
 
 
 def cubic_peaks(edge: float, sums, noise: float = 0.01, seed: int = 0) -> np.ndarray:
@@ -27,17 +37,28 @@ def cubic_peaks(edge: float, sums, noise: float = 0.01, seed: int = 0) -> np.nda
     two_theta = 2 * np.arcsin(np.sqrt(np.array(sums, float)) / edge * REFERENCE_WAVELENGTH / 2)
     two_theta += np.radians(rng.normal(0, noise, len(sums)))
     ln_height = rng.uniform(-2, 0, len(sums))
-    return np.stack(
-        [np.log(2 * np.sin(two_theta / 2) / REFERENCE_WAVELENGTH), ln_height, ln_height + 5, np.full(len(sums), -5.0)], 1
-    )
+    ln_q = np.log(2 * np.sin(two_theta / 2) / REFERENCE_WAVELENGTH)
+    return np.stack([ln_q, ln_height, ln_height + 5, np.full(len(sums), -5.0)], 1)
 
 
-HALITE = (3, 4, 8, 11, 12, 16, 19, 20, 24)
+def drawn(peaks: np.ndarray, fwhm: float = 0.12) -> np.ndarray:
+    """The peaks as Gaussian lines on the common axis, a little noise with them."""
+    axis, y = common_axis(), np.zeros(AXIS_POINTS)
+    for q, height in np.exp(peaks[:, :2]):
+        centre = 2 * np.degrees(np.arcsin(q * REFERENCE_WAVELENGTH / 2))
+        y += height * np.exp(-4 * np.log(2) * ((axis - centre) / fwhm) ** 2)
+    return y + np.random.default_rng(9).normal(0, 0.003, AXIS_POINTS)
+
+
+def evidence_of(peaks: np.ndarray):
+    axis = common_axis()
+    mask = ((axis > 5) & (axis < 85)).astype(float)
+    return pattern_evidence(peaks, LIMITS, Profile(drawn(peaks) * mask, mask, ratio=0.0))
 
 
 @pytest.fixture(scope="module")
 def batch():
-    """Six padded peak lists, one empty and one of two lines: peaks (6, 20, 4), mask (6, 20), limits (6, 2)."""
+    """Six padded peak lists, one of noise, one of two lines and one empty, with their patterns."""
     lists = [
         cubic_peaks(5.64, HALITE),
         cubic_peaks(4.12, (1, 2, 3, 4, 5, 6, 8, 9, 10)),
@@ -49,11 +70,15 @@ def batch():
     peaks, mask = np.zeros((6, 20, 4), np.float32), np.zeros((6, 20), bool)
     for row, entry in enumerate(lists):
         peaks[row, : len(entry)], mask[row, : len(entry)] = entry, True
-    return peaks, mask, np.tile(LIMITS, (6, 1)).astype(np.float32)
+    axis = common_axis()
+    measured = np.tile((axis > 5) & (axis < 85), (6, 1)).astype(np.float32)
+    y = np.array([drawn(entry) for entry in lists], np.float32) * measured
+    prepared = {"peaks": peaks, "peak_mask": mask, "limits": np.tile(LIMITS, (6, 1)).astype(np.float32)}
+    return prepared, y, measured, np.zeros(6, np.float32)
 
 
 def same(one, other) -> bool:
-    arrays = all(np.array_equal(getattr(one, k), getattr(other, k)) for k in ("scores", "facts", "extinction"))
+    arrays = all(np.allclose(getattr(one, k), getattr(other, k), rtol=0, atol=1e-9) for k in (*ARRAYS, "unexplained"))
     names = [(c.bravais, c.score, c.zero, *c.cell) for c in one.lattices]
     return arrays and names == [(c.bravais, c.score, c.zero, *c.cell) for c in other.lattices]
 
@@ -63,27 +88,30 @@ def gathered(batch):
     return gather_evidence(*batch, workers=1)
 
 
-def test_a_batch_equals_one_by_one_and_threads_change_nothing(batch, gathered):
-    peaks, mask, limits = batch
-    single = [pattern_evidence(p[m].astype(float), r) for p, m, r in zip(peaks, mask, limits, strict=True)]
+def test_threads_and_tensors_change_nothing(batch, gathered):
+    prepared, *rest = batch
     threaded = gather_evidence(*batch, workers=3)
-    tensors = gather_evidence(*map(torch.as_tensor, batch), workers=2)
-    for others in (single, threaded, tensors):
+    tensors = gather_evidence({k: torch.as_tensor(v) for k, v in prepared.items()}, *map(torch.as_tensor, rest), workers=2)
+    for others in (threaded, tensors):
         assert len(others) == 6 and all(map(same, gathered, others))
 
 
 def test_shapes_and_order(gathered):
     for evidence in gathered:
-        assert evidence.scores.shape == (len(LATTICES),) and evidence.facts.shape == (3,)
-        assert evidence.extinction.shape == (EXTINCTION_GROUPS,)
-        for array in (evidence.scores, evidence.facts, evidence.extinction):
-            assert np.isfinite(array).all()
+        shapes = [getattr(evidence, k).shape for k in ARRAYS]
+        assert shapes == [(len(LATTICES),), (len(LATTICES), 3), (6,), (2, EXTINCTION_GROUPS)]
+        assert all(np.isfinite(getattr(evidence, k)).all() for k in ARRAYS)
         assert evidence.facts[0] == evidence.scores.max()
+        assert (evidence.profile >= FLOOR - [0, 0, 1e9]).all() and (evidence.profile[:, :2] <= 0).all()
+        assert (evidence.absences <= 0).all() and (evidence.absences >= -4).all()
         ranking = [c.score for c in evidence.lattices]
         assert ranking == sorted(ranking, reverse=True)
         assert len({c.bravais for c in evidence.lattices}) == len(ranking)
+        assert [c.fit is not None for c in evidence.lattices] == [k == 0 for k in range(len(ranking))]
         for lattice in evidence.lattices:
-            assert lattice.score > evidence.facts[0] - MARGIN and (lattice.cell[:3] > 1).all() and abs(lattice.zero) < 0.3
+            row = LATTICES.index(lattice.bravais)
+            assert evidence.scores[row] > evidence.facts[0] - MARGIN
+            assert (lattice.cell[:3] > 1).all() and abs(lattice.zero) < 0.4
 
 
 def test_known_answers(gathered):
@@ -91,31 +119,46 @@ def test_known_answers(gathered):
     assert halite.bravais == "cF" and halite.cell == pytest.approx([5.64] * 3 + [90] * 3, abs=0.01)
     assert simple.bravais == "cP" and simple.cell == pytest.approx([4.12] * 3 + [90] * 3, abs=0.01)
     assert gathered[0].facts[2] == 9
+    assert halite.fit.explained > 0.9 and not len(gathered[0].unexplained)
 
 
-def test_extinction_evidence_is_of_the_best_lattices_alone(gathered):
+def test_extinction_evidence_is_of_examined_lattices_alone(gathered):
     groups = groups_of_lattice()
     for evidence in gathered[:4]:
-        examined = {lattice.bravais for lattice in evidence.lattices[:3] if lattice.score >= evidence.facts[0] - 6}
+        examined = {lattice.bravais for lattice in evidence.lattices}
         known = set(np.concatenate([groups[name] for name in examined]))
-        assert set(np.flatnonzero(evidence.extinction)) <= known
-        assert np.any(evidence.extinction)
+        for row in evidence.absences:
+            assert set(np.flatnonzero(row)) <= known
 
 
-def test_diamond_glides_speak_in_silicon(batch):
+def test_diamond_glides_speak_in_silicon(gathered):
     """Lines of a face-centred cell without 200, 222 and 420: F d - - before F - - -."""
-    from crystaldl.physics.symmetry import extinction_of_group
-
-    silicon = pattern_evidence(batch[0][2][batch[1][2]].astype(float), LIMITS)
-    assert "cF" in {c.bravais for c in silicon.lattices[:3]}
+    silicon = gathered[2]
+    assert silicon.lattices[0].bravais == "cF"
     plain, glide = extinction_of_group()[224], extinction_of_group()[226]
-    assert silicon.extinction[glide] > silicon.extinction[plain]
+    assert (silicon.absences[:, glide] > silicon.absences[:, plain]).all()
+
+
+def test_foreign_lines_are_listed():
+    lines = np.concatenate([cubic_peaks(5.64, HALITE), [[np.log(0.40), np.log(0.4), 5.0, -5.0]]])
+    evidence = evidence_of(lines)
+    assert evidence.lattices[0].bravais == "cF"
+    assert evidence.unexplained == pytest.approx(np.array([[0.40, 0.4]]), abs=0.01)
+    assert evidence.facts[5] == pytest.approx(0.4, abs=0.01)
 
 
 def test_too_few_lines_are_neutral(gathered):
     for evidence in gathered[4:]:
-        assert not evidence.scores.any() and not evidence.extinction.any() and evidence.lattices == ()
-    assert [e.facts.tolist() for e in gathered[4:]] == [[0, 0, 2], [0, 0, 0]]
+        assert not evidence.scores.any() and not evidence.absences.any() and evidence.lattices == ()
+        assert np.array_equal(evidence.profile, np.tile(FLOOR, (len(LATTICES), 1)))
+    assert [e.facts.tolist() for e in gathered[4:]] == [[0, 0, 2, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
+
+
+def test_levelled_keeps_order_and_bounds():
+    values = np.array([-300.0, -2.0, 5.0, 4.0])
+    out = levelled(values)
+    assert np.array_equal(np.argsort(out), np.argsort(values)) and out.max() == 0 and out.min() >= -4
+    assert np.diff(levelled(np.array([0.0, -0.01]))) == pytest.approx(-0.01, rel=0.01)
 
 
 @pytest.mark.parametrize("bravais", CELLS)
@@ -129,11 +172,3 @@ def test_a_hexagonal_cell_needs_no_second_axis():
     """The search writes (A, A, C, 0); what stands in B and D is of no meaning there."""
     g = np.linalg.inv(metric_tensor(CELLS["hR"]))
     assert conventional_cell("hR", (g[0, 0], g[0, 0], g[2, 2], 0.0)) == pytest.approx(CELLS["hR"])
-
-
-def test_the_search_reports_the_cell_it_scored():
-    found = lattice_scores(cubic_peaks(5.64, HALITE))
-    evidence = pattern_evidence(cubic_peaks(5.64, HALITE), LIMITS)
-    row = LATTICES.index(evidence.lattices[0].bravais)
-    assert evidence.lattices[0].cell == pytest.approx(conventional_cell(LATTICES[row], found.cell[row]))
-    assert evidence.scores == pytest.approx(found.score)

@@ -205,3 +205,19 @@ def test_speed():
         fit_lattices(*arguments)
         seconds.append(time.process_time() - start)
     assert 64 * 64 / min(seconds) > 5000
+
+
+def test_disks_that_move_together_make_the_lattice_uncertain():
+    """A shift of all disks of a pattern away from the beam, as under multiple scattering: σ tells, where it used to be silent."""
+    model = lattices(deformation(), (20, 20), noise=0.03, missing=0.2)
+    rng = np.random.default_rng(8)
+    pattern = np.repeat(np.arange(400), np.diff(model.offsets))
+    outwards = model.q - model.origin[pattern]
+    length = np.hypot(*outwards.T)[:, None]
+    outwards = np.where(length > 3, outwards / np.maximum(length, 1e-9), 0)
+    still = fit_lattices(model.offsets, model.q, model.sigma, model.origin, G)
+    moved = model.q + rng.normal(0, 0.08, 400)[pattern, None] * outwards
+    fit = fit_lattices(model.offsets, moved, model.sigma, model.origin, G)
+    assert still.shift < 0.02 and fit.shift == pytest.approx(0.08, rel=0.25)
+    z = z_scores(fit, model)
+    assert np.all(np.abs(np.sqrt((z**2).mean(0)) - 1) < 0.2)

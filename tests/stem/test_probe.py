@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from drawn_disks import disk_image
+from scipy.special import ndtr, ndtri
 
 from crystaldl.errors import DataError
 from crystaldl.stem.probe import Probe
@@ -99,3 +100,23 @@ def test_patterns_without_a_probe():
         Probe.from_patterns(np.zeros((3, 64, 64)))
     with pytest.raises(DataError, match="shape"):
         Probe.from_patterns(np.zeros((64, 64)))
+
+
+def test_a_saturated_scan_still_shows_its_probe():
+    """Clipped patterns, where many disks are as bright as the direct beam, and which of them are changes along the scan."""
+    rng = np.random.default_rng(4)
+    y, x = np.indices((128, 128))
+    patterns = []
+    for _ in range(12):
+        image = np.full((128, 128), 2.0)
+        beam = 64 + rng.uniform(-1, 1, 2)
+        for h in range(-2, 3):
+            for k in range(-2, 3):
+                share = 1.0 if h == k == 0 else 0.1 + 0.6 * rng.random()
+                r = np.hypot(y - beam[0] - 22 * h, x - beam[1] - 24 * k)
+                image += 3000 * share * ndtr((5.0 - r) / 0.5)
+        patterns.append(np.minimum(rng.poisson(image), 1000))
+    probe = Probe.from_patterns(np.array(patterns, dtype=np.uint16))
+    # clipped at a third, the beam is at half of its height where it was at a sixth: half a pixel further out
+    assert probe.radius == pytest.approx(5.0 + 0.5 * ndtri(5 / 6), abs=0.4)
+    assert np.hypot(probe.centre[0] - 64, probe.centre[1] - 64) < 1.5

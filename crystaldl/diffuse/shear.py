@@ -1,0 +1,163 @@
+"""Fourier sums of a plane whose lattice rows run across the pixels: shear the pixels, and the sums factorise again.
+
+With ``G[i, j]`` the cycles a step of pixel axis i per unit of the integer m_j, the phase of pixel (x, y) is::
+
+    m·Gᵀ·(x, y) = m_0 (G_00 − G_10 s) x + (m_0 G_10 + m_1 G_11) t        t = y + s x,  s = G_01 / G_11
+
+so that after every row x has been shifted by s x the sums run over one axis at a time, a phase factor between them. Long
+sums over t are convolutions with a chirp (Bluestein, IEEE Trans. Audio Electroacoust. 18, 451, 1970). The shift puts a row
+on a finer grid by a Kaiser-Bessel window (non-uniform FFT of one dimension; Fessler & Sutton, IEEE Trans. Signal Process.
+51, 560, 2003); everything else is exact. There is no look-up for each vector.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from .windows import kaiser_bessel, kaiser_bessel_transform
+
+WIDTH = 12                      # grid points that a pixel is spread over: 1e-11 at twofold oversampling
+CHIRP = 96                      # vectors along t from which the chirp is faster than a matrix product
+TURN = 2.0 * math.pi
+
+
+@dataclass(frozen=True, eq=False)
+class Shear:
+    """One set of vectors ``low + gap · n``, ``0 ≤ n < count``, and the pixels of a plane.
+
+    ``swap_pixels`` and ``swap_lattice`` say that both have been exchanged to keep the shear small.
+    """
+
+    swap_pixels: bool
+    swap_lattice: bool
+    fine: int                   # grid points a pixel
+    points: int                 # grid points a row
+    taps: Tensor                # (X, WIDTH) window of each row
+    place: Tensor               # (fine, X, n) grid points of a spread row; every ``fine``-th of them together
+    across: Tensor              # (2 M_0, X) cosines over sines of the first sum
+    phase: Tensor               # (M_0, points) complex
+    along: Tensor               # (points, M_1) complex; of `analyse` with a chirp (length of its transform,) complex
+    correction: Tensor          # (M_0, M_1) complex: window and origin
+
+    def analyse(self, weight: Tensor) -> Tensor:
+        """``Σ w exp(2πi …)``; weight (batch, rows, columns) real, result (batch, count_0, count_1) complex."""
+        if self.swap_pixels:
+            weight = weight.transpose(1, 2)
+        # one after the other: what a single weight needs stays in the cache
+        first = torch.stack([self.across @ self._sheared(own) for own in weight])
+        half = len(self.phase)
+        out = torch.complex(first[:, :half], first[:, half:]) * self.phase
+        if self.along.ndim == 2:
+            out = out @ self.along
+        else:
+            size = len(self.along)
+            out = torch.fft.ifft(torch.fft.fft(out, n=size) * self.along)[..., : self.correction.shape[1]]
+        out = out * self.correction
+        return out.transpose(1, 2) if self.swap_lattice else out
+
+    def _sheared(self, weight: Tensor) -> Tensor:
+        """The rows of (X, Y) weights on the grid of t, (X, points)."""
+        columns = weight.shape[1]
+        spread = weight.new_zeros(*self.place.shape)
+        for j in range(WIDTH):
+            spread[j % self.fine, :, j // self.fine : j // self.fine + columns].addcmul_(weight, self.taps[:, j, None])
+        out = weight.new_zeros(len(weight), self.points)
+        for place, part in zip(self.place, spread, strict=True):
+            out.scatter_(1, place, part)
+        return out
+
+    def synthesise(self, value: Tensor) -> Tensor:
+        """Real part of ``Σ c exp(2πi …)`` on the pixels; value (batch, count_0, count_1) complex."""
+        if self.swap_lattice:
+            value = value.transpose(1, 2)
+        grid = ((value * self.correction) @ self.along.T) * self.phase
+        rows = self.across.T @ torch.cat([grid.real, -grid.imag], 1)
+        columns = self.place.shape[2] + 1 - -(-WIDTH // self.fine)
+        out = 0.0
+        for q, place in enumerate(self.place):
+            part = rows.gather(2, place.expand(len(value), -1, -1))
+            for k, j in enumerate(range(q, WIDTH, self.fine)):
+                out = out + part[..., k : k + columns] * self.taps[:, j, None]
+        return out.transpose(1, 2) if self.swap_pixels else out
+
+
+def make_shear(axes: tuple[Tensor, Tensor], to_lattice: Tensor, divisions: tuple[int, int], low: tuple[int, int],
+               gap: tuple[int, int], count: tuple[int, int], *, chirp: bool = False) -> Shear:
+    """Tables for the vectors ``(low + gap · n) / divisions`` of the lattice coordinates ``x @ to_lattice``.
+
+    ``chirp`` is for `Shear.analyse` of many vectors alone.
+    """
+    device = to_lattice.device
+    steps = torch.stack([axis[1] - axis[0] for axis in axes])
+    cycles = (steps[:, None] * to_lattice / torch.tensor(divisions, dtype=torch.float64, device=device)).tolist()
+    middle = [len(axis) // 2 for axis in axes]
+    origin = torch.stack([axis[m] for axis, m in zip(axes, middle, strict=True)]) @ to_lattice
+    origin = (origin.cpu() / torch.tensor(divisions, dtype=torch.float64)).tolist()
+    sizes = [len(axis) for axis in axes]
+    swap_pixels, swap_lattice = _smallest(cycles)
+    if swap_pixels:
+        cycles, sizes, middle = cycles[::-1], sizes[::-1], middle[::-1]
+    if swap_lattice:
+        cycles, origin = [row[::-1] for row in cycles], origin[::-1]
+        low, gap, count = low[::-1], gap[::-1], count[::-1]
+    m = [a + g * torch.arange(n, dtype=torch.float64, device=device) for a, g, n in zip(low, gap, count, strict=True)]
+    slant = cycles[0][1] / cycles[1][1]
+    frequency = m[0][:, None] * cycles[1][0] + m[1] * cycles[1][1]
+    fine = max(1, math.ceil(4.0 * float(frequency.abs().max()) - 1e-9))
+    x = torch.arange(sizes[0], dtype=torch.float64, device=device) - middle[0]
+    offset = fine * slant * x
+    base = torch.ceil(offset - WIDTH / 2)
+    taps = kaiser_bessel((offset - base)[:, None] - torch.arange(WIDTH, dtype=torch.float64, device=device), WIDTH)
+    start = float(base.min())
+    length = sizes[1] - 1 + -(-WIDTH // fine)
+    place = torch.arange(length, device=device) * fine + torch.arange(fine, device=device)[:, None, None]
+    place = place + (base - start).long()[:, None]
+    points = int(base.max() - start) + fine * length
+    t = (torch.arange(points, dtype=torch.float64, device=device) + start) / fine - middle[1]
+    turn = TURN * m[0][:, None] * ((cycles[0][0] - cycles[1][0] * slant) * x)
+    across = torch.cat([turn.cos(), turn.sin()])
+    phase = _wave(m[0][:, None] * (cycles[1][0] * t))
+    if chirp and count[1] >= CHIRP:
+        along, own, out = _chirp(points, count[1], cycles[1][1] * gap[1] / fine, device)
+        phase = phase * (own * _wave(cycles[1][1] * low[1] * t))
+    else:
+        along, out = _wave(t[:, None] * (cycles[1][1] * m[1])), None
+    correction = _wave(m[0][:, None] * origin[0] + m[1] * origin[1]) / kaiser_bessel_transform(frequency / fine, WIDTH)
+    if out is not None:
+        first = _wave(cycles[1][1] * gap[1] * float(t[0]) * torch.arange(count[1], dtype=torch.float64, device=device))
+        correction = correction * out * first
+    return Shear(swap_pixels, swap_lattice, fine, points, taps, place, across, phase, along, correction)
+
+
+def _chirp(points: int, count: int, cycles: float, device) -> tuple[Tensor, Tensor, Tensor]:
+    """Transform of the chirp, and its values at the points summed over and at the vectors.
+
+    ``Σ_n a_n exp(2πi θ k n)`` with ``k n = (k² + n² − (k − n)²) / 2`` is a convolution.
+    """
+    size = next_fast_len(points + count - 1)
+    j = torch.arange(max(points, count), dtype=torch.float64, device=device)
+    chirp = _wave(torch.remainder(0.5 * cycles * j.square(), 1.0))
+    kernel = chirp.new_zeros(size)
+    kernel[:count] = chirp[:count].conj()
+    kernel[size - points + 1 :] = chirp[1:points].flip(0).conj()
+    return torch.fft.fft(kernel), chirp[:points], chirp[:count]
+
+
+def _smallest(cycles: list[list[float]]) -> tuple[bool, bool]:
+    """Which exchange of pixel axes and of lattice rows makes the shear smallest."""
+    found = []
+    for pixels in (False, True):
+        for lattice in (False, True):
+            up, down = (cycles[0], cycles[1])[:: -1 if pixels else 1]
+            top, bottom = (up[0], down[0]) if lattice else (up[1], down[1])
+            if bottom != 0.0:
+                found.append((abs(top / bottom), pixels, lattice))
+    return min(found)[1:]
+
+
+def _wave(cycles: Tensor) -> Tensor:
+    return torch.polar(torch.ones_like(cycles), TURN * cycles)

@@ -1,0 +1,141 @@
+"""What extracted intensities say about extinction groups: Bayes factors from a Pawley fit.
+
+For a line whose reflections a group forbids, the data's verdict is the ratio of their likelihood for intensity zero to that
+for an intensity drawn from what allowed lines show (compare Markvardsen et al., Acta Cryst. A57, 47, 2001). Crystals hold
+many allowed lines that are nearly absent (heavy atoms on special positions), so the prior of allowed lines is a broad
+mixture of exponentials about the local mean; a forbidden line may be hit by a foreign one, so no single line decides.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import permutations
+
+import numpy as np
+from scipy.special import log_ndtr, logsumexp
+
+from .extinction import absent_table, groups_of_lattice
+from .pawley import PawleyFit
+
+_LIMIT = 14
+#: intensities of allowed lines relative to the local mean: weights and means of exponentials
+MIXTURE = ((0.30, 0.03), (0.25, 0.2), (0.30, 0.9), (0.15, 3.0))
+#: share of forbidden lines that a foreign line or an imperfect profile lights up, and how brightly
+_FOREIGN = ((0.05, 0.1), (0.02, 1.0))
+#: reflections that lie on no symmetry element of any crystal family
+_GENERAL = np.array(
+    [
+        (1, 2, 3),
+        (2, 3, 1),
+        (3, 1, 2),
+        (1, 3, 5),
+        (2, 1, 4),
+        (3, 5, 2),
+        (1, 2, 5),
+        (2, 4, 1),
+        (2, 4, 3),
+        (1, 3, 2),
+        (3, 5, 1),
+    ]
+)
+
+
+def _axes(lattice: str) -> list[np.ndarray]:
+    """Index transformations that rename the axes of a cell or choose another cell of the same lattice."""
+    if lattice[0] == "o":
+        return [np.eye(3, dtype=int)[list(p)] for p in permutations(range(3))]
+    if lattice == "mP":  # glides along c, a and the diagonal
+        swaps = (
+            [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+            [[0, 0, 1], [0, -1, 0], [1, 0, 0]],
+            [[1, 0, 0], [0, 1, 0], [1, 0, 1]],
+        )
+        return [np.array(s) for s in swaps]
+    return [np.eye(3, dtype=int)]
+
+
+def _centred(hkl: np.ndarray, lattice: str) -> np.ndarray:
+    h, k, l = hkl.T
+    return {
+        "I": (h + k + l) % 2 == 0,
+        "F": ((h + k) % 2 == 0) & ((k + l) % 2 == 0),
+        "C": (h + k) % 2 == 0,
+        "R": (-h + k + l) % 3 == 0,
+    }.get(lattice[1], np.ones(len(h), bool))
+
+
+@lru_cache(maxsize=512)
+def settings(extinction: int, lattice: str) -> tuple[np.ndarray, ...]:
+    """Distinct tables of absent reflections of an extinction group in the settings a cell of ``lattice`` may have.
+
+    Boolean arrays indexed [h + 14, k + 14, l + 14]; settings with another centring than the lattice's are left out.
+    """
+    axis = np.arange(-_LIMIT, _LIMIT + 1)
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    general = _GENERAL[_centred(_GENERAL, lattice)]
+    table, found = absent_table(extinction), {}
+    for turn in _axes(lattice):
+        at = general @ turn.T + _LIMIT
+        if len(general) and table[tuple(at.T)].any():
+            continue
+        flags = table[tuple((np.clip(grid @ turn.T, -_LIMIT, _LIMIT) + _LIMIT).T)]
+        found.setdefault(flags[_centred(grid, lattice)].tobytes(), flags.reshape((2 * _LIMIT + 1,) * 3))
+    return tuple(found.values())
+
+
+def _log_exponential(intensity, sigma, mean):
+    """ln of an exponential intensity distribution of the given mean seen through Gaussian errors."""
+    return -np.log(mean) - intensity / mean + 0.5 * (sigma / mean) ** 2 + log_ndtr(intensity / sigma - sigma / mean)
+
+
+def _log_mixture(intensity, sigma, mean, mixture):
+    return logsumexp([np.log(w) + _log_exponential(intensity, sigma, s * mean) for w, s in mixture], axis=0)
+
+
+def expected_intensity(fit: PawleyFit, bandwidth: float = 12.0) -> np.ndarray:
+    """What a line of as many reflections has on average near its angle, (n,)."""
+    members = np.bincount(fit.line, minlength=len(fit.intensity)).astype(float)
+    kernel = np.exp(-0.5 * ((fit.position[:, None] - fit.position[None]) / bandwidth) ** 2)
+    total, count = kernel @ np.maximum(fit.intensity, 0.0), kernel @ members
+    overall = np.maximum(fit.intensity, 0.0).sum() / members.sum()
+    return members * np.maximum((total + 3 * overall) / (count + 3), 1e-6)
+
+
+def line_likelihoods(fit: PawleyFit, mixture=MIXTURE) -> tuple[np.ndarray, np.ndarray]:
+    """ln likelihood of each line if allowed and if absent, relative to its best-fitting intensity, (n,) each."""
+    mean = expected_intensity(fit)
+    sigma = np.maximum(fit.sigma, 1e-9)
+    zero = -0.5 * (fit.intensity / sigma) ** 2 - np.log(sigma * np.sqrt(2 * np.pi))
+    foreign = [np.log(w) + _log_exponential(fit.intensity, sigma, s * mean) for w, s in _FOREIGN]
+    absent = logsumexp([np.log(1 - sum(w for w, _ in _FOREIGN)) + zero, *foreign], axis=0)
+    best = np.log(sigma * np.sqrt(2 * np.pi))
+    return _log_mixture(fit.intensity, sigma, mean, mixture) + best, absent + best
+
+
+def _forbidden(extinction: int, fit: PawleyFit) -> list[np.ndarray]:
+    """Lines that an extinction group forbids, (n,) bool for each setting: those whose reflections are all absent."""
+    index = tuple((np.clip(fit.hkl, -_LIMIT, _LIMIT) + _LIMIT).T)
+    return [
+        np.bincount(fit.line, ~table[index], len(fit.intensity)) == 0 for table in settings(extinction, fit.lattice)
+    ]
+
+
+def absence_evidence(fit: PawleyFit, mixture=MIXTURE) -> tuple[float, dict[int, float]]:
+    """Log-likelihood of the intensities with every line allowed, and what each extinction group of the lattice adds.
+
+    Settings are equally likely beforehand.
+    """
+    allowed, absent = line_likelihoods(fit, mixture)
+    verdict, out = absent - allowed, {}
+    for group in groups_of_lattice()[fit.lattice]:
+        values = [verdict[forbidden].sum() for forbidden in _forbidden(int(group), fit)]
+        out[int(group)] = float(logsumexp(values) - np.log(len(values))) if values else 0.0
+    return float(allowed.sum()), out
+
+
+def forbidden_lines(extinction: int, fit: PawleyFit) -> np.ndarray:
+    """Which lines of a fit an extinction group forbids in its most likely setting, (n,) bool."""
+    allowed, absent = line_likelihoods(fit)
+    choices = _forbidden(extinction, fit)
+    none = np.zeros(len(fit.intensity), bool)
+    return max(choices, key=lambda forbidden: (absent - allowed)[forbidden].sum(), default=none)

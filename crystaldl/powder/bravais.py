@@ -1,0 +1,162 @@
+"""Reduction of lattices and the symmetry of their metric: from a primitive cell to its Bravais lattices.
+
+A lattice of lines is its reciprocal metric ``g = (A, B, C, D, E, F)``, ``Q = 1/d² = h²A + k²B + l²C + klD + hlE + hkF`` in
+Å⁻², in the conventional cell of a Bravais lattice. Cells are ``(a, b, c, α, β, γ)`` in Å and degrees.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from ..physics.crystals import find_symmetry
+from ..physics.lattice import cell_from_metric, cell_volume, metric_tensor
+
+__all__ = ["BRAVAIS", "HIGHEST_GROUP", "cell_of", "derivative_index", "lattice_lengths", "lattices_of", "metric_of",
+           "niggli_cell", "same_lattice", "sparser", "system_of"]  # fmt: skip
+
+#: Bravais lattice -> (code of the system, code of the centring, multiplicity of a general line times centring factor)
+BRAVAIS = {
+    "cP": (0, 0, 48), "cI": (0, 1, 96), "cF": (0, 2, 192), "tP": (1, 0, 16), "tI": (1, 1, 32), "hP": (2, 0, 24),
+    "hR": (2, 4, 36), "oP": (3, 0, 8), "oI": (3, 1, 16), "oF": (3, 2, 32), "oC": (3, 3, 16), "mP": (4, 0, 4),
+    "mC": (4, 3, 8), "aP": (5, 0, 2),
+}  # fmt: skip
+#: symmorphic space group of the highest symmetry of each lattice
+HIGHEST_GROUP = {
+    "aP": 2, "mP": 10, "mC": 12, "oP": 47, "oC": 65, "oF": 69, "oI": 71, "tP": 123, "tI": 139, "hR": 166, "hP": 191,
+    "cP": 221, "cF": 225, "cI": 229,
+}  # fmt: skip
+_LATTICE_OF_GROUP = {number: name for name, number in HIGHEST_GROUP.items()}
+_STEPS = np.array([v for v in product((-2, -1, 0, 1, 2), repeat=3) if v > (0, 0, 0)], float)
+_TURNS = np.array([[[p, q], [r, s]] for p, q, r, s in product(range(-3, 4), repeat=4) if p * s - q * r in (1, -1)])
+_SYSTEMS = {"c": "cubic", "t": "tetragonal", "o": "orthorhombic", "m": "monoclinic", "a": "triclinic"}
+
+
+def system_of(bravais: str) -> str:
+    """Crystal system that a Bravais lattice stands for; ``hR`` counts as trigonal, ``hP`` as hexagonal."""
+    return {"hR": "trigonal", "hP": "hexagonal"}.get(bravais) or _SYSTEMS[bravais[0]]
+
+
+def metric_of(cell) -> np.ndarray:
+    """(A, B, C, D, E, F) of a cell."""
+    r = np.linalg.inv(metric_tensor(cell))
+    return np.array([r[0, 0], r[1, 1], r[2, 2], 2 * r[1, 2], 2 * r[0, 2], 2 * r[0, 1]])
+
+
+def cell_of(g) -> np.ndarray:
+    """(a, b, c, α, β, γ) of (A, B, C, D, E, F)."""
+    a, b, c, d, e, f = g
+    return cell_from_metric(np.linalg.inv(np.array([[a, f / 2, e / 2], [f / 2, b, d / 2], [e / 2, d / 2, c]])))
+
+
+def niggli_cell(cell, centring: str = "P") -> np.ndarray:
+    """The Niggli-reduced cell: the same for every description of a lattice (Křivý & Gruber 1976, through gemmi)."""
+    import gemmi
+
+    vector = gemmi.GruberVector(gemmi.UnitCell(*cell), centring)
+    vector.niggli_reduce()
+    return np.array(vector.cell_parameters())
+
+
+def same_lattice(first, second, tolerance: float = 0.01) -> bool:
+    """Whether two Niggli cells describe the same lattice: they agree within a relative tolerance.
+
+    Compared are the volume and the twelve shortest lattice vectors, which do not jump where a reduced cell changes type.
+    """
+    return bool(np.all(np.abs(lattice_lengths(first) / lattice_lengths(second) - 1.0) < tolerance))
+
+
+def lattice_lengths(cell) -> np.ndarray:
+    """The twelve shortest vectors and the cube root of the volume, Å: (13,), the same for every description of a lattice."""
+    lengths = np.sort(np.sqrt(np.einsum("ni,ij,nj->n", _STEPS, metric_tensor(cell), _STEPS)))
+    return np.append(lengths[:12], cell_volume(cell) ** (1 / 3))
+
+
+def _in_order(bravais: str, cell: np.ndarray) -> np.ndarray:
+    """Axes of orthorhombic cells in rising order (oC: a < b), monoclinic ones with the shortest a and c and β ≥ 90°."""
+    cell = np.array(cell, float)
+    if bravais in ("oP", "oI", "oF"):
+        cell[:3] = np.sort(cell[:3])
+    elif bravais == "oC":
+        cell[:2] = np.sort(cell[:2])
+    elif bravais[0] == "m":
+        return _monoclinic(bravais, cell)
+    return cell
+
+
+def _monoclinic(bravais: str, cell: np.ndarray) -> np.ndarray:
+    """The description with the shortest axes a and c; a C lattice keeps its C (never I) centring."""
+    a, b, c, _, beta, _ = cell
+    across = a * c * np.cos(np.radians(beta))
+    # the centring (½ ½ 0) maps on itself if, in (a', c') = (p a + q c, r a + s c), p is odd and q is even
+    turns = _TURNS if bravais == "mP" else _TURNS[(_TURNS[:, 0, 0] % 2 == 1) & (_TURNS[:, 0, 1] % 2 == 0)]
+    new = np.einsum("nij,jk,nlk->nil", turns, np.array([[a * a, across], [across, c * c]]), turns)
+    new = new[new[:, 0, 1] < 1e-9 * a * c]
+    order = np.lexsort((new[:, 0, 0].round(6), np.trace(new, axis1=1, axis2=2).round(6)))
+    (aa, ac), (_, cc) = new[order[0]]
+    a, c = np.sqrt(aa), np.sqrt(cc)
+    return np.array([a, b, c, 90.0, np.degrees(np.arccos(np.clip(ac / (a * c), -1, 1))), 90.0])
+
+
+def lattices_of(niggli, tolerances=(0.003, 0.01, 0.025, 0.05)) -> list[tuple[str, np.ndarray]]:
+    """Bravais lattices that a lattice is, or nearly is: (name, conventional cell), without repetition.
+
+    Parameters
+    ----------
+    niggli : (6,) array_like
+    tolerances : sequence of float
+        Relative distances by which the lattice may miss a symmetry.
+    """
+    found = {"aP": np.asarray(niggli, float)}
+    size = cell_volume(niggli) ** (1 / 3)
+    for tolerance in tolerances:
+        data = find_symmetry(niggli, [[0.0, 0.0, 0.0]], [1], tolerance * size)
+        if data is None:
+            continue
+        name = _LATTICE_OF_GROUP.get(int(data.number))
+        if name is None or name in found:
+            continue
+        lattice = np.asarray(data.std_lattice)
+        cell = cell_from_metric(lattice @ lattice.T)
+        found[name] = _in_order(name, cell)
+    return list(found.items())
+
+
+def sparser(niggli, n: int) -> list[np.ndarray]:
+    """Cells whose lines are a part of the lines of a lattice: all with an n times smaller volume, not reduced.
+
+    Their reciprocal lattices are the sublattices of index ``n``, one for each integer matrix of determinant n in Hermite
+    normal form.
+    """
+    a, b, c, d, e, f = metric_of(niggli)
+    star = np.array([[a, f / 2, e / 2], [f / 2, b, d / 2], [e / 2, d / 2, c]])
+    out = []
+    for i, j, k in product(range(1, n + 1), repeat=3):
+        if i * j * k != n:
+            continue
+        for p, q, r in product(range(j), range(k), range(k)):
+            m = np.array([[i, p, q], [0, j, r], [0, 0, k]])
+            out.append(cell_from_metric(np.linalg.inv(m @ star @ m.T)))
+    return out
+
+
+def derivative_index(large, small, tolerance: float = 0.01) -> int:
+    """Index n ≤ 6 of the sublattice that the Niggli cell ``large`` (n times the volume) is of ``small``; 0 if it is none.
+
+    Every axis of the larger cell has to be a vector of the smaller one, angles between them included.
+    """
+    ratio = cell_volume(large) / cell_volume(small)
+    n = round(ratio)
+    if not 2 <= n <= 6 or abs(ratio / n - 1) > 2.5 * tolerance:
+        return 0
+    wanted, metric = metric_tensor(large), metric_tensor(small)
+    vectors = np.array(list(product(range(-4, 5), repeat=3)))
+    squares = np.einsum("ni,ij,nj->n", vectors, metric, vectors)
+    choices = [vectors[np.abs(np.sqrt(squares / wanted[i, i]) - 1) < tolerance] for i in range(3)]
+    near = lambda u, v, i, j: abs(u @ metric @ v - wanted[i, j]) < 2 * tolerance * np.sqrt(wanted[i, i] * wanted[j, j])  # noqa: E731
+    for u in choices[0]:
+        for v in choices[1]:
+            if near(u, v, 0, 1) and any(near(u, w, 0, 2) and near(v, w, 1, 2) for w in choices[2]):
+                return n
+    return 0

@@ -1,0 +1,104 @@
+"""`PowderPattern.index`: arguments, search, refinement, result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from numbers import Real
+
+import numpy as np
+
+from ..errors import DataError
+from .autoindex import SYSTEMS, IndexOptions, LineTable, find_lattices, line_table
+from .cell_refinement import build_cell, peaks_from
+from .cells import CellSearch
+from .peaks import PeakList
+
+__all__ = ["index_pattern"]
+
+#: fewer lines cannot tell anything, not even of a cubic cell
+MIN_LINES = 4
+#: cells returned at most
+MAX_CELLS = 20
+
+
+def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> CellSearch:
+    """Unit cells that explain the lines of a pattern; see `crystaldl.powder.pattern.PowderPattern.index`."""
+    options = check_options(**settings)
+    peaks = pattern.peaks() if peaks is None else peaks_from(peaks, pattern.radiation)
+    if len(peaks) < MIN_LINES:
+        raise DataError(f"peaks holds {len(peaks)} lines; at least {MIN_LINES} are needed to find a cell.")
+    start = time.monotonic()
+    lines = line_table(peaks)
+    found = find_lattices(lines, options, *_reporter(progress))
+    merged = _merged(peaks, lines)
+    cells = []
+    for lattice in found:
+        try:
+            cells.append(build_cell(lattice.bravais, lattice.cell, lattice.zero, lattice.score, merged))
+        except DataError:  # as many parameters as lines: nothing is left to be right or wrong
+            continue
+        if len(cells) == MAX_CELLS:
+            break
+    return CellSearch(tuple(cells), merged, pattern, time.monotonic() - start, options)
+
+
+def check_options(
+    *, systems=None, max_volume=3000.0, lines=20, impurities=2, zero_limit=0.15, volume_hint=None, time_limit=30.0
+) -> IndexOptions:
+    """The arguments of `index` as `IndexOptions`; DataError for what cannot be meant."""
+    if isinstance(systems, str):
+        systems = (systems,)
+    if systems is not None and not isinstance(systems, Iterable):
+        raise DataError(f"systems is of type {type(systems).__name__}; expected names of crystal systems.")
+    chosen = SYSTEMS if systems is None else tuple(systems)
+    for name in chosen:
+        if name not in SYSTEMS:
+            raise DataError(f"systems holds {name!r}; expected some of {', '.join(SYSTEMS)}.")
+    if not chosen:
+        raise DataError("systems is empty; expected at least one crystal system, or None for all.")
+    max_volume = _number(max_volume, "max_volume", 10.0, 20000.0, "Å³")
+    lines = int(_number(lines, "lines", 5, 60, "lines", whole=True))
+    impurities = _number(impurities, "impurities", 0, lines // 2, "lines", whole=True)
+    zero_limit = _number(zero_limit, "zero_limit", 0.0, 1.0, "degrees")
+    time_limit = _number(time_limit, "time_limit", 0.0, 1e6, "seconds")
+    if volume_hint is not None:
+        volume_hint = _number(volume_hint, "volume_hint", 10.0, 20000.0, "Å³")
+    return IndexOptions(chosen, max_volume, lines, impurities, max(zero_limit, 1e-3), volume_hint, time_limit)
+
+
+def _number(value, name: str, low: float, high: float, unit: str, whole: bool = False) -> float:
+    kind = "a whole number" if whole else "a number"
+    good = isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and low <= value <= high
+    if not good or (whole and value != int(value)):
+        raise DataError(f"{name} is {value!r}; expected {kind} of {unit} from {low:g} to {high:g}.")
+    return float(value)
+
+
+def _merged(peaks: PeakList, lines: LineTable) -> PeakList:
+    """The lines of the search as a `PeakList`."""
+    chosen = peaks[lines.source]
+    return replace(
+        chosen,
+        position=lines.two_theta,
+        position_sigma=lines.sigma,
+        d=lines.wavelength / (2 * np.sin(np.radians(lines.two_theta / 2))),
+    )
+
+
+def _reporter(progress: bool) -> tuple:
+    """A tqdm bar that says what is searched, as the argument of `find_lattices`; nothing where it is not wanted."""
+    if not progress:
+        return ()
+    from tqdm.auto import tqdm
+
+    bar = tqdm(total=None, unit=" stages", desc="indexing", leave=False, delay=1.0)
+
+    def report(what: str) -> None:
+        bar.set_description(f"indexing, {what}")
+        bar.update()
+        if what == "done":
+            bar.close()
+
+    return (report,)

@@ -1,0 +1,301 @@
+"""`PowderPattern.index`: known cells are found again, and what comes with them is right."""
+
+from __future__ import annotations
+
+import gemmi
+import matplotlib
+import numpy as np
+import pytest
+
+from crystaldl.errors import DataError
+from crystaldl.physics.lattice import cell_volume, inverse_d
+from crystaldl.powder.autoindex import IndexOptions, line_table
+from crystaldl.powder.bravais import (
+    BRAVAIS,
+    HIGHEST_GROUP,
+    cell_of,
+    derivative_index,
+    lattices_of,
+    metric_of,
+    niggli_cell,
+    same_lattice,
+)
+from crystaldl.powder.cell_refinement import build_cell, fit_cell, peaks_from, predicted_lines, with_uncertainty
+from crystaldl.powder.index import check_options
+from crystaldl.powder.pattern import PowderPattern
+
+matplotlib.use("Agg")
+
+WAVELENGTH = 1.54059
+CELLS = {
+    "cF": (5.463, 5.463, 5.463, 90, 90, 90),
+    "cI": (8.90, 8.90, 8.90, 90, 90, 90),
+    "tP": (7.461, 7.461, 4.959, 90, 90, 90),
+    "hP": (9.215, 9.215, 9.192, 90, 90, 120),
+    "hR": (4.990, 4.990, 17.061, 90, 90, 120),
+    "oP": (4.756, 5.980, 10.207, 90, 90, 90),
+    "oC": (3.145, 9.863, 7.298, 90, 90, 90),
+    "mP": (7.800, 6.300, 8.700, 90, 104.0, 90),
+    "mC": (8.200, 5.600, 9.100, 90, 101.0, 90),
+    "aP": (6.600, 7.900, 9.200, 84.0, 77.0, 71.0),
+}
+
+
+def lines_of(bravais: str, cell, count: int = 30, top: float = 90.0) -> np.ndarray:
+    """2θ of the first lines of a lattice, by brute force and gemmi's absences."""
+    q_top = 2 * np.sin(np.radians(top / 2)) / WAVELENGTH
+    axes = [np.arange(-int(q_top * edge) - 1, int(q_top * edge) + 2, dtype=np.int32) for edge in cell[:3]]
+    hkl = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    hkl = hkl[hkl.any(1)]
+    absent = gemmi.find_spacegroup_by_number(HIGHEST_GROUP[bravais]).operations().systematic_absences(hkl)
+    q = np.unique(inverse_d(hkl[~np.asarray(absent, bool)], cell).round(7))
+    q = q[q < q_top][:count]
+    return 2 * np.degrees(np.arcsin(q * WAVELENGTH / 2))
+
+
+@pytest.fixture(scope="module")
+def pattern() -> PowderPattern:
+    x = np.arange(5.0, 90.0, 0.02)
+    return PowderPattern(x, 10.0 + 5 * np.sin(x), WAVELENGTH, "lines given", background_subtracted=True)
+
+
+@pytest.fixture(scope="module")
+def search(pattern):
+    """Searches that several tests look at, made once."""
+    kept = {}
+
+    def run(bravais: str):
+        if bravais not in kept:
+            kept[bravais] = pattern.index(lines_of(bravais, CELLS[bravais]), progress=False)
+        return kept[bravais]
+
+    return run
+
+
+def truth(bravais: str) -> np.ndarray:
+    return niggli_cell(CELLS[bravais], bravais[1])
+
+
+@pytest.mark.parametrize("bravais", CELLS)
+def test_exact_lines_give_the_lattice_back(search, bravais):
+    found = search(bravais)
+    best = found.best
+    assert best.bravais == bravais
+    assert same_lattice(best.niggli, truth(bravais), 1e-3)
+    assert best.volume == pytest.approx(cell_volume(CELLS[bravais]), rel=2e-3)
+    assert abs(best.zero) < 0.01 and len(best.unindexed) == 0
+    assert best.m20 > 50 and best.fn > 50
+    assert best.lengths_angles == pytest.approx(CELLS[bravais], rel=2e-3) or bravais == "aP"
+    assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+
+
+def test_the_system_follows_from_the_lattice(search):
+    names = {
+        "cF": "cubic",
+        "hP": "hexagonal",
+        "hR": "trigonal",
+        "oC": "orthorhombic",
+        "mC": "monoclinic",
+        "aP": "triclinic",
+    }
+    assert {b: search(b).best.system for b in names} == names
+
+
+def test_every_line_of_the_table_obeys_bragg(search):
+    cell = search("mC").best
+    expected = 2 * np.degrees(np.arcsin(inverse_d(cell.lines.hkl, cell.lengths_angles) * WAVELENGTH / 2)) + cell.zero
+    assert cell.lines.calculated == pytest.approx(expected, abs=1e-4)
+    assert cell.lines.difference == pytest.approx(cell.lines.observed - cell.lines.calculated)
+    assert ((cell.lines.hkl[:, 0] + cell.lines.hkl[:, 1]) % 2 == 0).all()
+
+
+@pytest.mark.parametrize("shift", [0.08, -0.08])
+def test_zero_shift_and_impurities(pattern, shift):
+    """Two lines of something else and a zero shift, noise of 0.005°."""
+    rng = np.random.default_rng(3)
+    lines = lines_of("oP", CELLS["oP"], 28)
+    extra = np.array([24.37, 31.02])
+    seen = np.sort(np.concatenate([lines + rng.normal(0, 0.005, lines.size), extra])) + shift
+    best = pattern.index(seen, progress=False).best
+    assert best.bravais == "oP" and same_lattice(best.niggli, truth("oP"), 3e-3)
+    assert best.zero == pytest.approx(shift, abs=0.02)
+    assert np.abs(best.unindexed[:, None] - extra - shift).min(0).max() < 0.001
+
+
+def test_triclinic_with_noise_shift_and_a_missing_line(pattern):
+    rng = np.random.default_rng(1)
+    lines = np.delete(lines_of("aP", CELLS["aP"], 32), [3, 9])
+    seen = np.append(lines + rng.normal(0, 0.006, lines.size) + 0.04, 18.03)
+    found = pattern.index(seen, progress=False)
+    assert any(same_lattice(c.niggli, truth("aP"), 5e-3) for c in found[:3])
+
+
+def test_pseudosymmetry_is_seen_through(pattern):
+    """Kyanite: an orthorhombic cell of twice the volume fits within 0.04°, the triclinic one exactly."""
+    cell = (7.126, 7.852, 5.572, 89.99, 101.11, 106.03)
+    best = pattern.index(lines_of("aP", cell), progress=False).best
+    assert best.bravais == "aP" and same_lattice(best.niggli, niggli_cell(cell), 1e-3)
+
+
+def test_systems_and_volume_are_respected(pattern, search):
+    found = pattern.index(lines_of("tP", CELLS["tP"]), systems=["orthorhombic", "cubic"], progress=False)
+    assert {c.system for c in found} <= {"orthorhombic", "cubic"}
+    assert all(c.volume < 3000 * 4 for c in search("aP"))
+
+
+# ---------------------------------------------------------------------------------------------- lattices
+
+
+@pytest.mark.parametrize("bravais", CELLS)
+def test_metric_symmetry_is_recognised_from_the_reduced_cell(bravais):
+    found = dict(lattices_of(niggli_cell(CELLS[bravais], bravais[1])))
+    assert bravais in found
+    assert cell_volume(found[bravais]) == pytest.approx(cell_volume(CELLS[bravais]), rel=1e-6)
+    highest = max(found, key=lambda name: BRAVAIS[name][2])
+    assert BRAVAIS[highest][0] == BRAVAIS[bravais][0]
+
+
+def test_a_reduced_cell_does_not_depend_on_the_description():
+    cell = np.array(CELLS["mC"])
+    other = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 1]])
+    from crystaldl.physics.lattice import cell_from_metric, metric_tensor
+
+    turned = cell_from_metric(other @ metric_tensor(cell) @ other.T)
+    assert same_lattice(niggli_cell(cell, "P"), niggli_cell(turned, "P"), 1e-6)
+    assert cell_of(metric_of(cell)) == pytest.approx(cell)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_superlattices_are_recognised(n):
+    cell = niggli_cell(CELLS["aP"])
+    large = np.array(CELLS["aP"])
+    large[1] *= n
+    assert derivative_index(niggli_cell(large), cell) == n
+    large[1] *= 1.1
+    assert derivative_index(niggli_cell(large), cell) == 0
+
+
+def test_predicted_lines_agree_with_gemmi():
+    for bravais, cell in CELLS.items():
+        expected = lines_of(bravais, cell, 10**6, 70.0)
+        _, q = predicted_lines(bravais, cell, 2 * np.sin(np.radians(35.0)) / WAVELENGTH)
+        assert 2 * np.degrees(np.arcsin(q * WAVELENGTH / 2)) == pytest.approx(expected, abs=2e-3)
+
+
+# ---------------------------------------------------------------------------------------------- refinement
+
+
+@pytest.mark.parametrize(("bravais", "shift"), [("oP", "zero"), ("mP", "displacement"), ("aP", "zero")])
+def test_uncertainties_cover(pattern, bravais, shift):
+    """Pulls of refined cells and shifts have unit variance over 40 draws of 0.01° noise."""
+    rng = np.random.default_rng(0)
+    lines = lines_of(bravais, CELLS[bravais], 40)
+    true_shift = 0.05
+    seen = lines + true_shift * (np.cos(np.radians(lines / 2)) if shift == "displacement" else 1.0)
+    pulls = []
+    for _ in range(40):
+        peaks = peaks_from(seen + rng.normal(0, 0.01, lines.size), pattern.radiation)
+        fit = fit_cell(bravais, CELLS[bravais], 0.0, peaks, shift, rounds=6)
+        free = fit.sigma > 0
+        pulls.append(
+            np.append((fit.cell - CELLS[bravais])[free] / fit.sigma[free], (fit.zero - true_shift) / fit.zero_sigma)
+        )
+    assert 0.75 < np.sqrt(np.mean(np.square(pulls))) < 1.35
+    assert free.sum() == {"oP": 3, "mP": 4, "aP": 6}[bravais]
+
+
+def test_refine_and_figures_of_merit(pattern, search):
+    cell = search("oP").best
+    better = cell.refine(lines_of("oP", CELLS["oP"], 60))
+    assert better.lengths_angles == pytest.approx(CELLS["oP"], abs=2e-3)
+    assert better.sigma[:3].max() < 2e-3 and (better.sigma[3:] == 0).all()
+    off = np.abs(better.lines.difference)[:20].mean()
+    top = better.lines.calculated[19] + 1e-4
+    possible = (better.reflections(top)[1] <= top).sum()
+    assert better.merit_lines == 20
+    assert better.fn == pytest.approx(20 / (max(off, 1e-5) * possible), rel=0.02)
+    assert cell.refine(shift="none").zero == 0.0
+    with pytest.raises(DataError, match="shift is 'both'"):
+        cell.refine(shift="both")
+    with pytest.raises(DataError, match="needs more lines"):
+        cell.refine(lines_of("oP", CELLS["oP"], 60)[:3])
+
+
+@pytest.mark.parametrize("bravais", ["hR", "mC", "aP"])
+def test_cif_is_read_back(search, tmp_path, bravais):
+    cell = search(bravais).best
+    path = cell.to_cif(tmp_path / "cell.cif")
+    structure = gemmi.read_small_structure(str(path))
+    assert structure.cell.parameters == pytest.approx(cell.lengths_angles, abs=2e-3)
+    assert structure.spacegroup.number == HIGHEST_GROUP[bravais]
+    assert structure.spacegroup.hm[0] == (bravais[1] if bravais != "aP" else "P")
+
+
+@pytest.mark.parametrize(
+    ("value", "sigma", "text"),
+    [(7.12345, 0.00052, "7.1235(5)"), (7.12345, 0.0012, "7.1235(12)"), (90.0, 0.0, "90"), (101.11, 0.03, "101.11(3)")],
+)
+def test_numbers_with_uncertainties(value, sigma, text):
+    assert with_uncertainty(value, sigma) == text
+
+
+def test_results_print_and_draw(search, pattern):
+    import matplotlib.pyplot as plt
+
+    found = search("oP")
+    assert "oP" in repr(found) and "oP" in found._repr_html_() and "Å³" in found.best._repr_html_()
+    assert len(found.to_dataframe()) == len(found) and len(found.best.lines.to_dataframe()) == len(found.best.lines)
+    for figure, _ in (found.show(), found.best.show(), found.best.show(pattern)):
+        plt.close(figure)
+    with pytest.raises(DataError, match="which is 99"):
+        found.show(99)
+
+
+# ---------------------------------------------------------------------------------------------- lines and arguments
+
+
+def test_split_lines_are_put_together(pattern):
+    peaks = peaks_from(np.array([20.0, 25.0, 25.03, 30.0, 35.0]), pattern.radiation)
+    from dataclasses import replace
+
+    table = line_table(replace(peaks, fwhm=np.full(5, 0.1), intensity=np.array([1.0, 3.0, 1.0, 1.0, 1.0])))
+    assert table.two_theta == pytest.approx([20.0, 25.0075, 30.0, 35.0])
+    assert list(table.source) == [0, 1, 3, 4]
+
+
+BAD = [
+    ({"systems": "cubist"}, "systems holds 'cubist'"),
+    ({"systems": ()}, "systems is empty"),
+    ({"systems": 3}, "systems is of type int"),
+    ({"max_volume": -1}, "max_volume is -1"),
+    ({"lines": 2.5}, "lines is 2.5"),
+    ({"impurities": 11}, "impurities is 11"),
+    ({"zero_limit": np.nan}, "zero_limit is nan"),
+    ({"volume_hint": "big"}, "volume_hint is 'big'"),
+    ({"time_limit": -3}, "time_limit is -3"),
+    ({"peaks": [20.0, 30.0, 40.0]}, "peaks holds 3 lines"),
+    ({"peaks": [20.0, np.nan, 40.0, 50.0]}, "peaks must be a one-dimensional"),
+    ({"peaks": "lines"}, "peaks is of type str"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_is_named(pattern, arguments, message):
+    with pytest.raises(DataError, match=message):
+        pattern.index(**{"peaks": lines_of("oP", CELLS["oP"]), "progress": False, **arguments})
+
+
+def test_unknown_settings_are_refused(pattern):
+    with pytest.raises(TypeError, match="max_volum"):
+        pattern.index(lines_of("oP", CELLS["oP"]), max_volum=3)
+
+
+def test_options():
+    assert check_options() == IndexOptions()
+    assert check_options(systems="cubic").systems == ("cubic",)
+
+
+def test_a_cell_with_too_few_lines_is_not_built(pattern):
+    peaks = peaks_from(lines_of("aP", CELLS["aP"])[:5], pattern.radiation)
+    with pytest.raises(DataError, match="7 parameters"):
+        build_cell("aP", CELLS["aP"], 0.0, 0.0, peaks)
