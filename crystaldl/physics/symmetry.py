@@ -20,6 +20,8 @@ SYSTEM_OF_GROUP = np.searchsorted(_FIRST_NUMBER, np.arange(1, 231), side="right"
 
 BRAVAIS_LATTICES = ("aP", "mP", "mC", "oP", "oC", "oI", "oF", "tP", "tI", "hP", "hR", "cP", "cI", "cF")
 _FAMILY = "amothhc"
+#: letter of the crystal family of each crystal system
+FAMILIES = dict(zip(CRYSTAL_SYSTEMS, _FAMILY, strict=True))
 
 
 def check_space_group(number: int, argument: str = "space_group") -> int:

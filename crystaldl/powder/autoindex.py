@@ -369,10 +369,11 @@ def find_lattices(lines: LineTable, options: IndexOptions, report=lambda what: N
         return _finish(pool, found, lines, options, report)
     for zero in (0.0, -1.2 * step, 1.2 * step, -2.4 * step, 2.4 * step):
         report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
-        trials = _any_lattice(lines, zero, options)
+        pool += _sift(_any_lattice(lines, zero, options), lines, options)
         if "monoclinic" in options.systems:
-            trials += _high_symmetry(lines.head(options.lines + 8), zero, ("monoclinic",), base=12, count=60)
-        pool += _sift(trials, lines, options)
+            for more, base, count in ((0, 9, 24), (8, 12, 60)):
+                trials = _high_symmetry(lines.head(options.lines + more), zero, ("monoclinic",), base, count)
+                pool += _sift(trials, lines, options)
         found = _rank(pool, lines, options)
         if _convincing(found, lines, options, 30.0, 8.0) or time.monotonic() - start > options.time_limit:
             break

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import DataError, UnknownModelError
 from ..models.registry import ModelCard, available, card, default
-from ..physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP
+from ..physics.symmetry import CRYSTAL_SYSTEMS, FAMILIES, SYSTEM_OF_GROUP
 from .pattern import PowderPattern
 from .result import Classification
 
@@ -272,6 +272,13 @@ def _run(patterns, entry: ModelCard, network, device, method) -> list[Classifica
     return [result for part in _infer(patterns, entry, network, device) for result in _results(*part, entry, method)]
 
 
+def _search_agrees(evidence, system: str) -> bool:
+    """Whether the best lattice is one of that crystal system and no strong lines are foreign to it."""
+    if not evidence.lattices or evidence.unexplained[:, 1].sum() > UNEXPLAINED:
+        return False
+    return evidence.lattices[0].bravais[0] == FAMILIES[system]
+
+
 def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> list[Classification]:
     inputs = batch.inputs
     arbiter = _arbiter_of(entry, method) if "peaks" in inputs else None
@@ -298,7 +305,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> lis
             system.max() >= threshold
             and not impurity[i] > 0.5
             and not 0 <= lines[i] < 4
-            and odd[:, 1].sum() <= UNEXPLAINED
+            and (not evidence or _search_agrees(evidence[i], CRYSTAL_SYSTEMS[int(system.argmax())]))
         )
         results.append(
             Classification(

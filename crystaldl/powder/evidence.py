@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Lattice:
     cell: np.ndarray
     score: float
     zero: float
-    fit: PawleyFit | None = None
+    fit: PawleyFit | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

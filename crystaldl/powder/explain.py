@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..physics.symmetry import extinction_of_group, extinction_symbols
+from ..physics.symmetry import BRAVAIS_LATTICES, FAMILIES, bravais_of_group, extinction_of_group, extinction_symbols
 from .absences import expected_intensity, forbidden_lines, line_likelihoods
 from .axes import inverse_d_to_two_theta
 
@@ -44,8 +44,7 @@ def _lattice(result) -> str:
     if fit is not None:
         text += f"; its {len(fit.intensity)} lines explain {max(fit.explained, 0):.0%} of the weighted pattern"
         text += f" (shift of 2θ {best.zero:+.3f}°)"
-    families = {"triclinic": "a", "monoclinic": "m", "orthorhombic": "o", "tetragonal": "t", "trigonal": "h", "hexagonal": "h"}
-    if families.get(result.crystal_system, "c") != best.bravais[0]:
+    if FAMILIES[result.crystal_system] != best.bravais[0]:
         text += f". It is not {result.crystal_system}: the network's opinion, or what the fit leaves over, weighed more"
     rivals = [f"{c.bravais} ({c.score - best.score:+.1f})" for c in result.lattices[1:4]]
     return text + "." + (f" Next: {', '.join(rivals)}." if rivals else "")
@@ -80,8 +79,6 @@ def _absences(result) -> str:
 
 
 def _groups(lattice: str) -> list[int]:
-    from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group
-
     return [n + 1 for n, b in enumerate(bravais_of_group()) if BRAVAIS_LATTICES[b] == lattice]
 
 
@@ -107,6 +104,8 @@ def _doubt(result) -> str:
     reasons = []
     if result.unexplained[:, 1].sum() > 0.3:
         reasons.append("strong lines stay unexplained: a second phase, or another lattice")
+    if result.lattices and FAMILIES[result.crystal_system] != result.lattices[0].bravais[0]:
+        reasons.append("the best lattice is of another crystal system than the answer")
     if result.second_phase_probability > 0.5:
         reasons.append("the network suspects a second phase")
     if 0 <= result.lines < 4:

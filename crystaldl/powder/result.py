@@ -39,8 +39,9 @@ class Classification:
     model, model_sha256 : str, the network
     arbiter, arbiter_sha256 : str, what weighed the network against the lattice search; empty where nothing did
     confident : bool
-        The crystal system is calibrated to be right at least nineteen times in twenty, at least four lines were found,
-        no second phase is suspected and no strong lines are foreign to the best lattice.
+        The probability of the crystal system reaches the model's threshold (above which 95 % of the development patterns
+        were right; 93 % cross-validated, a fifth of all), the best lattice is of that system and leaves no strong lines
+        unexplained, at least four lines were found, and no second phase is suspected.
     second_phase_probability : float, that lines of another phase exceed 3 % of the strongest; NaN if the model cannot say
     primitive_volume : float, estimated volume of the primitive cell in Å³; NaN if the model cannot say
     lines : int, lines found in the pattern; -1 if the model does not use lines
