@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from crystaldl.diffuse.sro_sites import Site
     from crystaldl.diffuse.volume import DiffuseVolume
     from crystaldl.examples import load_example
+    from crystaldl.files import read, save
     from crystaldl.powder.classify import Classification, classify_patterns
     from crystaldl.powder.pattern import PowderPattern
     from crystaldl.stem.bragg import table_of
@@ -41,15 +42,17 @@ _PUBLIC = {
     "compare_form_factors": "crystaldl.diffuse.compare",
     "fit_strain": "crystaldl.stem.strain",
     "load_example": "crystaldl.examples",
+    "read": "crystaldl.files",
     "refine_interactions": "crystaldl.diffuse.sro_models",
     "refine_sro": "crystaldl.diffuse.sro",
+    "save": "crystaldl.files",
     "table_of": "crystaldl.stem.bragg",
 }
 
 __all__ = [
     "Classification", "DataCube", "DiffuseVolume", "FormFactorComparison", "Molecule", "PowderPattern", "SROFit", "Separation",
     "Site", "StrainOptions", "__version__", "classify_patterns", "compare_form_factors", "fit_strain", "load_example",
-    "refine_interactions", "refine_sro", "table_of",
+    "read", "refine_interactions", "refine_sro", "save", "table_of",
 ]  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def _train(args: Any) -> int:
 def add_evaluate(wings: Any) -> None:
     """Add ``diffuse`` to the subparsers of ``evaluate``."""
     parser = wings.add_parser("diffuse", help="the methods of DiffuseVolume.separate, side by side")
-    parser.add_argument("--planes", type=int, default=12, help="simulated planes a case (default: %(default)s)")
+    parser.add_argument("--planes", type=int, default=2, help="simulated planes a case (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=("cases", "models", "speed"), help="some of the figures")
     parser.add_argument("--methods", nargs="+", help="some of the methods")
     parser.add_argument("--shared", type=Path, metavar="DIR", help="directory with diffuse/dsfu_net/masks_1-4.npz")

@@ -11,6 +11,7 @@ three-dimensional disorder pass the coefficients of `disorder.project_to_plane`,
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class PlaneSpec:
     family : str, which molecules it came from: split by it
     """
 
-    pair: tuple
+    pair: Any  # a molecules.Pair, or four arrays
     reciprocal: np.ndarray
     steps: np.ndarray
     vectors: np.ndarray

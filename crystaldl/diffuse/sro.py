@@ -109,10 +109,7 @@ def refine_sro(
     stand for one independent value (their number is that of pixels over Σ S² σ_D² / σ²) are taken as wrong together.
     """
     options = _advanced(advanced)
-    given = (("laue", laue, str), ("centring", centring, str), ("size_effect", size_effect, _FLAG), ("robust", robust, _FLAG))
-    for name, value, kinds in given:
-        if value is not None and not isinstance(value, kinds):
-            raise TypeError(f"{name} is a {type(value).__name__}; expected {'text' if kinds is str else 'True or False'}.")
+    _check_kinds(("laue", laue, str), ("centring", centring, str), ("size_effect", size_effect, _FLAG), ("robust", robust, _FLAG))
     if sites is not None:
         from .sro_sites import refine_site_sro
 
@@ -134,6 +131,12 @@ def refine_sro(
         return _from_covariance(inputs.separation, shells, vectors, laue, centring, options)
     orbits = vector_orbits(inputs.volume, shells, vectors, laue, centring)
     return _fit(inputs, orbits, laue, centring, size_effect, robust, options)
+
+
+def _check_kinds(*given) -> None:
+    for name, value, kinds in given:
+        if value is not None and not isinstance(value, kinds):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected {'text' if kinds is str else 'True or False'}.")
 
 
 def _advanced(given: dict) -> Advanced:

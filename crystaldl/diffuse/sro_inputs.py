@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Inputs:
     factor_sigma: np.ndarray | None
     fixed: np.ndarray
     powers: tuple[int, ...]
-    separation: object | None = None
+    separation: Any = None  # a Separation, or None
 
     @property
     def used(self) -> np.ndarray:

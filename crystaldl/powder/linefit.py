@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from crystaldl.physics.wavelengths import Radiation
 from crystaldl.powder.linesearch import Proposal, Sampled, kalpha2_position
 
 __all__ = ["Lines", "choose_doublet", "fit_lines", "profile", "split_lines"]
@@ -35,7 +36,7 @@ class Lines:
     fwhm: np.ndarray
     eta: np.ndarray
     misfit: np.ndarray  # reduced χ² of the group
-    radiation: object
+    radiation: Radiation
 
     def __len__(self) -> int:
         return self.position.size

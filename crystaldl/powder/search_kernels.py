@@ -13,7 +13,7 @@ LATTICES = ("cP", "cI", "cF", "tP", "tI", "hP", "hR", "oP", "oC", "oI", "oF", "m
 # system of each: cubic, tetragonal, hexagonal axes, orthorhombic, monoclinic
 _SYSTEM = np.array([0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4])
 _CENTRING = np.array([0, 1, 2, 0, 1, 0, 4, 0, 3, 1, 2, 0, 3])  # P, I, F, C, R
-_DIVISOR = np.array([48, 96, 192, 16, 32, 24, 72, 8, 16, 16, 32, 4, 8], float)  # Laue multiplicity × centring factor
+_DIVISOR = np.array([48, 96, 192, 16, 32, 24, 36, 8, 16, 16, 32, 4, 8], float)  # multiplicity of the holohedry × centring factor
 EPSILON = 0.06
 MARGIN = 10.0  # lattices this far below the best need no exact score
 CANDIDATES = 6  # cells of each lattice that are refined

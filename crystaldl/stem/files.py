@@ -21,7 +21,7 @@ def _probe(image=None, centre=(), radius=0.0, edge=0.0, source="", **_) -> Probe
     numbers = np.array([*centre, radius, edge], dtype=float)
     if not isinstance(image, np.ndarray) or image.ndim != 2 or numbers.size != 4 or not np.isfinite(numbers).all():
         raise FileFormatError("the probe in it is damaged; expected an image with centre, radius and edge.")
-    return Probe(image, tuple(map(float, centre)), float(radius), float(edge), str(source))
+    return Probe(image, (float(numbers[0]), float(numbers[1])), float(radius), float(edge), str(source))
 
 
 _CENTRE = "Pixels are (row, column); the plateau of the image is near 1."
