@@ -6,7 +6,6 @@ The samples of ``data/`` install as ``crystaldl.samples``; the plugin of py4D-br
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["crystaldl", "crystaldl.*"], exclude=["crystaldl.stem.browser"]), "crystaldl.samples",
-              "py4d_browser_plugin.crystaldl"],
+    packages=[*find_packages(include=["crystaldl", "crystaldl.*"]), "crystaldl.samples", "py4d_browser_plugin.crystaldl"],
     package_dir={"crystaldl.samples": "data", "py4d_browser_plugin.crystaldl": "crystaldl/stem/browser"},
-)  # fmt: skip
+)
