@@ -24,7 +24,7 @@ NAMES = examples.examples("powder")
 DIFFUSE = examples.examples("diffuse")
 STEM = examples.examples("stem")
 SHIPPED = bool(registry.available("powder"))
-needs_model = pytest.mark.skipif(not SHIPPED, reason="no trained powder model ships yet")
+needs_model = pytest.mark.skipif(not SHIPPED, reason="the shipped models are not part of this installation")
 
 
 @pytest.fixture(scope="module")

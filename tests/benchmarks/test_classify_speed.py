@@ -26,7 +26,7 @@ def patterns():
     return [cdl.PowderPattern(p.two_theta, rng.poisson(p.intensity), p.radiation) for p in chosen]
 
 
-@pytest.mark.skipif(not METHODS, reason="no trained powder model ships yet")
+@pytest.mark.skipif(not METHODS, reason="the shipped models are not part of this installation")
 @pytest.mark.parametrize("method", METHODS)
 def test_patterns_a_second(benchmark, patterns, method):
     torch = pytest.importorskip("torch")

@@ -20,8 +20,8 @@ from crystaldl.powder import classify as task
 
 MODELS = registry.available("powder")
 NPCNN = sorted(name for name in MODELS if "npcnn" in name)
-needs_model = pytest.mark.skipif(not MODELS, reason="no trained powder model ships yet")
-needs_npcnn = pytest.mark.skipif(not NPCNN, reason="no trained NPCNN ships yet")
+needs_model = pytest.mark.skipif(not MODELS, reason="the shipped models are not part of this installation")
+needs_npcnn = pytest.mark.skipif(not NPCNN, reason="the shipped NPCNN is not part of this installation")
 
 SINGLE = [name for name in examples("powder") if len(example_facts(name)["phases"]) == 1]
 # textbook patterns whose crystal system nobody should miss
