@@ -216,7 +216,9 @@ class Problem:
             return max((excess - 1.0) * float(self.sigma[used].square().median()), 0.0), 0.0, 0.0
         if not self.settings.poisson:
             return max(float((keep * residual.square()).sum() / keep.sum()), floor), 0.0, 0.0
-        bins = torch.tensor_split(torch.argsort(model), NOISE_BINS)
+        # equivalent pixels have equal models up to rounding, which must not choose their bins
+        rank = torch.argsort((model / self.scale * 1e9).round(), stable=True)
+        bins = torch.tensor_split(rank, NOISE_BINS)
         level = torch.stack([model[b].mean() for b in bins])
         spread = torch.stack([(keep[b] * residual[b].square()).sum() / keep[b].sum().clamp(min=1e-9) for b in bins])
         found = non_negative(torch.stack([torch.ones_like(level), level, level.square()], 1), spread.clamp(min=floor))
