@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := $(or $(VIRTUAL_ENV),.venv)
 PYTEST_ARGS ?=
 
-.PHONY: install test demo docs bench lint clean
+.PHONY: install test coverage demo docs bench lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -18,11 +18,14 @@ install: $(VENV)/bin/python
 test: install
 	$(VENV)/bin/pytest $(PYTEST_ARGS)
 
+# the lines that the tests reach; those of compiled functions cannot be counted and are left out (setup.cfg)
+coverage: install
+	$(VENV)/bin/pytest --cov=crystaldl --cov-report=term --cov-fail-under=85 $(PYTEST_ARGS)
+
 demo: install
 	$(VENV)/bin/python -m crystaldl.cli demo --out demo_output
 
 docs: install
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt ".[docs]"
 	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs_output
 
 bench: install
@@ -32,6 +35,7 @@ bench: install
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports --config setup.cfg
+	$(VENV)/bin/mypy --config-file setup.cfg
 
 clean:
-	rm -rf build dist *.egg-info .venv demo_output docs_output
+	rm -rf build dist *.egg-info .venv .mypy_cache .coverage demo_output docs_output

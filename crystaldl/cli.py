@@ -8,16 +8,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from crystaldl import __version__
-from crystaldl.commands import diffuse, powder, stem
+from crystaldl.commands import completion, diffuse, powder, stem
 from crystaldl.commands.common import BAD_INPUT, DONE, EXPECTED, INTERRUPTED, say, table, write_json
 from crystaldl.errors import PlausibilityWarning
-from crystaldl.models.registry import registry
+from crystaldl.models.registry import ModelCard, registry
+
+#: columns of a terminal that tables keep to
+WIDTH = 120
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
         warnings.simplefilter("always", PlausibilityWarning)
         try:
             return args.run(args)
@@ -63,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_demo(commands)
+    completion.add_completion(commands, parser)
     return parser
 
 
@@ -76,7 +81,9 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
 
 
 def _add_models(commands: Any) -> None:
-    parser = commands.add_parser("models", help="list the models that ship with the package")
+    parser = commands.add_parser(
+        "models", help="list the models that ship with the package", epilog="Example: crystaldl models --json"
+    )
     parser.add_argument("--json", action="store_true", help="the whole cards as JSON")
     parser.set_defaults(run=_models)
 
@@ -89,14 +96,28 @@ def _models(args: argparse.Namespace) -> int:
     if not cards:
         sys.stdout.write("No trained model ships with this version.\n")
         return DONE
-    rows = []
-    for card in cards:
-        figures = "; ".join(f"{f['metric']} {_number(f['value'])} ({f['data']})" for f in card.figures[:3])
-        size = f"{card.bytes / 1e6:.1f} MB"
-        rows.append((card.name + " *" * card.default, card.task, f"{card.parameters:,}", size, figures))
-    sys.stdout.write(table(("name", "task", "parameters", "size", "figures"), rows))
-    sys.stdout.write("* default of its task\n")
+    header = ("name", "task", "parameters", "size", "figures")
+    heads = [_head(card) for card in cards]
+    width = WIDTH - sum(2 + max(len(row[i]) for row in [header, *heads]) for i in range(4))
+    rows: list[tuple[str, ...]] = []
+    for card, head in zip(cards, heads, strict=True):
+        lines = _figures(card, width) or [""]
+        rows += [(*head, lines[0]), *(("", "", "", "", line) for line in lines[1:])]
+    sys.stdout.write(table(header, rows))
+    sys.stdout.write("* default of its task; crystaldl models --json has the whole cards\n")
     return DONE
+
+
+def _head(card: ModelCard) -> tuple[str, ...]:
+    size = f"{card.bytes / 1e6:.1f} MB" if card.bytes > 5e4 else "<0.1 MB"
+    return card.name + " *" * card.default, card.task, f"{card.parameters:,}", size
+
+
+def _figures(card: ModelCard, width: int) -> list[str]:
+    """The first figures of a model as lines; a card may begin with those of the methods it is compared with."""
+    figures = [f for f in card.figures if card.architecture in f["data"]] or card.figures
+    texts = (f"{f['metric']} {_number(f['value'])} ({f['data']})" for f in figures[:3])
+    return [line for text in texts for line in textwrap.wrap(text, width, subsequent_indent="  ")]
 
 
 def _number(value: Any) -> str:
@@ -107,14 +128,16 @@ def _number(value: Any) -> str:
 
 
 def _add_train(commands: Any) -> None:
-    train = commands.add_parser("train", help="train a model again, or a new one")
+    example = "Example: crystaldl train powder --size smoke --out run"
+    train = commands.add_parser("train", help="train a model again, or a new one", epilog=example)
     wings = train.add_subparsers(dest="wing", required=True, metavar="WING")
     for wing in (powder, diffuse, stem):
         wing.add_train(wings)
 
 
 def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser("evaluate", help="measure the models on data kept out of training")
+    example = "Example: crystaldl evaluate diffuse"
+    evaluate = commands.add_parser("evaluate", help="measure the models on data kept out of training", epilog=example)
     wings = evaluate.add_subparsers(dest="wing", required=True, metavar="WING")
     for wing in (powder, diffuse, stem):
         wing.add_evaluate(wings)
@@ -124,16 +147,20 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="run the main jobs on sample data and draw a figure of each")
+    parser = commands.add_parser(
+        "demo",
+        help="run the main jobs on sample data and draw a figure of each",
+        epilog="Example: crystaldl demo --out demo_output",
+    )
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output directory (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="what was found, as JSON")
     parser.set_defaults(run=_demo)
 
 
 def _demo(args: argparse.Namespace) -> int:
     from crystaldl.demo import run
 
-    code = run(args.out)
-    return code if isinstance(code, int) else DONE
+    return run(args.out, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ A job is a function ``(folder) -> Report`` in JOBS: it writes its figure into th
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from crystaldl.storage.atomic import write_figure, write_text
 
 if TYPE_CHECKING:
     from crystaldl.powder.classify import Classification
@@ -39,13 +42,15 @@ class Report:
         return "\n".join([self.title, "", *lines, "", *self.remarks, ""])
 
 
-def run(out: str | Path = "demo_output") -> int:
+def run(out: str | Path = "demo_output", as_json: bool = False) -> int:
     """Run all jobs on the sample data.
 
     Parameters
     ----------
     out : path-like
         Folder for the figures and ``summary.txt``; made where it does not exist.
+    as_json : bool
+        Print the reports as JSON at the end instead of as tables one by one.
 
     Returns
     -------
@@ -57,11 +62,13 @@ def run(out: str | Path = "demo_output") -> int:
     reports = []
     for job in JOBS:
         report = job(folder)
-        sys.stdout.write(f"{report}\n")
+        if not as_json:
+            sys.stdout.write(f"{report}\n")
         reports.append(report)
-    (folder / "summary.txt").write_text("\n".join(map(str, reports)), encoding="utf-8")
+    write_text(folder / "summary.txt", "\n".join(map(str, reports)))
     files = ", ".join([*(file for report in reports for file in report.files), "summary.txt"])
-    sys.stdout.write(f"Written to {folder}: {files}\n")
+    as_text = f"Written to {folder}: {files}\n"
+    sys.stdout.write(json.dumps([asdict(r) for r in reports], indent=1, ensure_ascii=False) + "\n" if as_json else as_text)
     return 0
 
 
@@ -153,7 +160,7 @@ def _powder_figure(results: Sequence[Classification], facts: Sequence[dict[str, 
             ax.text(0.05, 0.8 - 0.17 * i, text, transform=ax.transAxes, fontsize="small", color=colour)
     figure.supxlabel("2θ (°)", fontsize="medium")
     figure.supylabel("√ intensity (√ counts)", fontsize="medium")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    write_figure(path, figure, dpi=110)
 
 
 def _powder_panel(ax: Any, result: Classification, fact: dict[str, Any]) -> None:
@@ -194,7 +201,7 @@ def diffuse(folder: Path) -> Report:
     fit = parts.refine_sro(shells=6, laue=facts["laue"])
     seconds = time.perf_counter() - start
     figure, _ = parts.show()
-    figure.savefig(folder / "diffuse.png", dpi=110, metadata={"Software": None})
+    write_figure(folder / "diffuse.png", figure, dpi=110)
     truth = {tuple(row[:3]): row[3] for row in facts["truth"]["alpha"]}
     rows, inside = [], 0
     for vector, alpha, sigma in zip(fit.vectors, fit.alpha, fit.sigma, strict=True):
@@ -236,7 +243,7 @@ def stem(folder: Path) -> Report:
         count = len(table_of(bragg).intensity) / (cube.shape[0] * cube.shape[1])
         rows.append((method, f"{count:.1f}", f"{100 * np.sqrt(np.nanmean(error**2)):.3f} %", f"{seconds:.1f} s"))
     figure, _ = strain.show()
-    figure.savefig(folder / "strain.png", dpi=110, metadata={"Software": None})
+    write_figure(folder / "strain.png", figure, dpi=110)
     remarks = (f"The scan is simulated: {facts['title']}.",)
     header = ("method", "disks a pattern", "error of e_xx, rms", "time")
     return Report("4D-STEM: Bragg disks and strain", header, tuple(rows), remarks, ("strain.png",))

@@ -69,6 +69,31 @@ def test_models(capsys):
     assert code == 0 and {card["name"] for card in json.loads(out)} == set(registry())
 
 
+def test_models_table_fits_a_terminal(capsys):
+    """Long figures go on below, and those of a model itself stand before those of what it is compared with."""
+    _, out, _ = run(capsys, "models")
+    assert max(map(len, out.splitlines())) <= cli.WIDTH == 120
+    assert "py4DSTEM" not in out or not SHIPPED
+
+
+def parsers(parser, name="crystaldl"):
+    yield name, parser
+    for action in parser._actions:
+        if hasattr(action, "choices") and isinstance(action.choices, dict):
+            for word, below in action.choices.items():
+                yield from parsers(below, f"{name} {word}")
+
+
+@pytest.mark.parametrize("name", [name for name, _ in parsers(cli._parser()) if " " in name])
+def test_every_command_shows_an_example_that_it_understands(name, monkeypatch):
+    parser = cli._parser()
+    text = dict(parsers(parser))[name].format_help()
+    example = re.search(r"Examples?:\s(.*)", text, flags=re.DOTALL).group(1)
+    words = re.sub(r"[\s\S]*?(?=crystaldl )", "", example, count=1).split(">")[0].split()
+    assert words[0] == "crystaldl"
+    parser.parse_args(words[1:])  # SystemExit when it does not
+
+
 def test_models_table(capsys, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     from crystaldl.models.registry import write_model

@@ -171,3 +171,51 @@ def test_one_home_for_writing():
     files = (ROOT / "crystaldl").rglob("*.py")
     found = {str(path.relative_to(ROOT)) for path in files if pattern.search(path.read_text(encoding="utf-8"))}
     assert found <= {"crystaldl/storage/atomic.py", "crystaldl/training/checkpoint.py"}, found
+
+
+def test_figures(tmp_path):
+    """The same picture is the same file; what cannot be drawn leaves the old one."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([1, 2])
+    first = atomic.write_figure(tmp_path / "a.png", figure, dpi=50).read_bytes()
+    assert (
+        first.startswith(b"\x89PNG") and atomic.write_figure(tmp_path / "b.png", figure, dpi=50).read_bytes() == first
+    )
+    with pytest.raises(ValueError, match="dpi|size|argument"):
+        atomic.write_figure(tmp_path / "a.png", figure, dpi=-1)
+    assert (tmp_path / "a.png").read_bytes() == first and len(list(tmp_path.iterdir())) == 2
+    assert atomic.write_figure(tmp_path / "a.svg", figure).read_text(encoding="utf-8").startswith("<?xml")
+
+
+SAVER = """
+import sys
+import numpy as np
+from crystaldl.diffuse.volume import DiffuseVolume
+from crystaldl.files import save
+path, value, count = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+axis = np.linspace(-1, 1, 9 + 4 * int(value))
+volume = DiffuseVolume(np.full((axis.size, axis.size), value), axis, axis, 0.0, (5, 5, 5, 90, 90, 90))
+for _ in range(count):
+    save(path, volume)
+"""
+
+
+def test_processes_that_save_one_object(tmp_path):
+    """Two processes save objects of different sizes under one name: whoever reads gets one of them, whole."""
+    from crystaldl.files import read
+
+    path = tmp_path / "a.h5"
+    command = [sys.executable, "-c", SAVER, str(path)]
+    savers = [subprocess.Popen([*command, value, "25"], cwd=ROOT) for value in "12"]
+    seen = []
+    while any(s.poll() is None for s in savers):
+        if path.exists():
+            volume = read(path)
+            (value,) = np.unique(volume.data)
+            assert volume.shape == (9 + 4 * int(value),) * 2
+            seen.append(value)
+    assert [s.wait() for s in savers] == [0, 0]
+    assert seen and set(seen) <= {1.0, 2.0}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]

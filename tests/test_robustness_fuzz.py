@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from crystaldl.diffuse.volume import DiffuseVolume
-from crystaldl.errors import FileFormatError
+from crystaldl.errors import DataError, FileFormatError
 from crystaldl.files import read
 from crystaldl.powder.pattern import PowderPattern
 from crystaldl.storage import hdf5
@@ -204,3 +204,87 @@ def test_no_pickle_is_ever_loaded(tmp_path):
             reader(path)
     assert callable(load_weights)
     assert not (tmp_path / "ran.txt").exists()
+
+
+# -- text of variable length ---------------------------------------------------------------------------------------
+
+
+def texts(path: Path, libver: str = "earliest", userblock: int = 0) -> bytearray:
+    """A file with text in attributes and in a data set, and its bytes."""
+    with h5py.File(path, "w", libver=libver, userblock_size=userblock) as file:
+        file.attrs["name"], file.attrs["many"] = "a name of some length", ["a", "bb", "ccc"]
+        for i in range(10):  # the later versions of the format then keep them in another place
+            file.attrs[f"key {i}"] = f"value {i}"
+        file["title"] = "the text of a data set"
+    return bytearray(path.read_bytes())
+
+
+def reference(content: bytes, length: int) -> int:
+    """Where the length of a text stands: before the address of the heap and the number of the object."""
+    userblock = content.index(b"\x89HDF\r\n\x1a\n")
+    address = (content.index(b"GCOL\x01") - userblock).to_bytes(8, "little")
+    return content.index(length.to_bytes(4, "little") + address)
+
+
+@pytest.mark.parametrize("userblock", [0, 1024])
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+class TestTexts:
+    def test_whole_files_pass(self, libver, userblock, tmp_path):
+        texts(tmp_path / "a.h5", libver, userblock)
+        with hdf5.open_hdf5(tmp_path / "a.h5", "a file") as file:
+            assert list(file.attrs["many"]) == ["a", "bb", "ccc"] and file["title"].asstr()[()].startswith("the text")
+
+    @pytest.mark.parametrize("what", ["free space of no size", "object of no end", "attribute", "array", "data set"])
+    def test_damaged_ones_are_refused_before_the_library_runs_for_ever(self, what, libver, userblock, tmp_path):
+        path = tmp_path / "a.h5"
+        content = texts(path, libver, userblock)
+        heap = content.index(b"GCOL\x01")
+        if what == "free space of no size":
+            at, value = heap + 16, bytes(16)
+        elif what == "object of no end":  # the step to the next object wraps around to nothing
+            at, value = heap + 24, (2**64 - 16).to_bytes(8, "little")
+        else:
+            at = reference(content, {"attribute": 21, "array": 3, "data set": 22}[what])
+            value = (2**32 - 2).to_bytes(4, "little")
+        content[at : at + len(value)] = value
+        path.write_bytes(content)
+        with (
+            pytest.raises(FileFormatError, match=r"^a\.h5: the text in this HDF5 file is damaged"),
+            hdf5.open_hdf5(path, "a file", load=False),
+        ):
+            pass
+
+
+def test_what_only_looks_like_a_heap_is_no_damage(tmp_path):
+    """Numbers that happen to spell one, and nothing in the file names their place."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = np.frombuffer(
+            bytes(8) + b"GCOL\x01\0\0\0" + (4096).to_bytes(8, "little") + bytes(8192), np.uint8
+        )
+    with hdf5.open_hdf5(path, "a file") as file:
+        assert file["data"].size == 8216
+
+
+@pytest.mark.parametrize("shape", [(2**20, 2**20), (10_000, 10_000, 10_000), (4000, 4000, 64, 64)])
+def test_mapped_scans_that_are_declared_and_not_there(shape, tmp_path):
+    """Of which nothing is written: refused at once, not after a list of a quarter of a billion blocks."""
+    from crystaldl.stem.datacube import DataCube
+
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("scan", shape, chunks=(64,) * len(shape), dtype="f8")
+    with pytest.raises(FileFormatError, match=r"a\.h5: /scan declares .* bytes but the file holds 0 of them"):
+        DataCube.from_file(tmp_path / "a.h5", mem="MEMMAP")
+
+
+def test_a_lattice_that_is_no_group(tmp_path):
+    """What stands in its place is not gone through row by row."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_group("MDHistoWorkspace/data")
+        data["signal"], data["H"], data["K"] = np.ones((3, 4)), np.arange(5.0), np.arange(4.0)
+        data["signal"].attrs["axes"] = "K:H"
+        data["H"].attrs["long_name"], data["K"].attrs["long_name"] = "[H,0,0]", "[0,K,0]"
+        sample = file.create_group("MDHistoWorkspace/experiment0/sample")
+        sample.create_dataset("oriented_lattice", (2**40,), chunks=(64,), dtype="f8")
+    with pytest.raises(DataError, match="has no unit cell"):
+        DiffuseVolume.from_file(tmp_path / "a.h5")

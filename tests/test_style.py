@@ -32,3 +32,12 @@ def test_ruff():
         pytest.skip("ruff is not installed")
     done = subprocess.run([command, "check", "--no-cache", "."], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.timeout(600)  # half a minute of work, but a busy machine must not fail the build
+def test_types(tmp_path):
+    """Annotations and what is done with them agree (`[mypy]` in setup.cfg)."""
+    pytest.importorskip("mypy")
+    command = [sys.executable, "-m", "mypy", "--config-file", "setup.cfg", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr

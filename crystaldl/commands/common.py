@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import CrystaldlError
+from ..storage.atomic import plain
 
 DONE, NOT_CONFIDENT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,17 +32,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
-def plain(value: Any) -> Any:
-    """Only what strict JSON knows: arrays become lists, and numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def write_json(value: Any, stream: TextIO | None = None) -> None:
     """Strict JSON on ``stream``, stdout when left out."""
     (stream or sys.stdout).write(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -55,6 +44,7 @@ def many(items: Any) -> bool:
 
 def add_training_options(parser: Any) -> None:
     """The options that every ``crystaldl train`` has."""
+    parser.epilog = f"Example: {parser.prog} --minutes 600 --device auto --out run"
     parser.add_argument("--minutes", type=float, help="wall-clock budget of the whole run, evaluations included")
     parser.add_argument("--max-steps", type=int, help="budget of the whole run in steps")
     parser.add_argument("--session-minutes", type=float, help="leave with a checkpoint after this long in this call")

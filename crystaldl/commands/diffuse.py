@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..storage import atomic
 from .common import DONE, NOT_CONFIDENT, add_training_options, run_training, write_json
 
 
@@ -56,17 +57,16 @@ def _separate(args: Any) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     parts.save(args.out / "separation.h5")
     figure, _ = parts.show()
-    figure.savefig(args.out / "separation.png", dpi=150)
+    atomic.write_figure(args.out / "separation.png", figure)
     summary = {"file": str(args.file), "plane": args.plane} | parts.to_dict()
     summary.pop("alpha", None)
     if volume.lattice is not None:
         fit = parts.refine_sro(shells=args.shells, laue=args.laue)
-        fit.to_dataframe().to_csv(args.out / "alpha.csv", index=False)
+        fit.to_csv(args.out / "alpha.csv")
         figure, _ = fit.show()
-        figure.savefig(args.out / "alpha.png", dpi=150)
+        atomic.write_figure(args.out / "alpha.png", figure)
         summary["alpha"] = fit.to_dataframe().to_dict(orient="records")
-    with open(args.out / "summary.json", "w", encoding="utf-8") as stream:
-        write_json(summary, stream)
+    atomic.write_json(args.out / "summary.json", summary, indent=1)
     if args.json:
         write_json(summary)
     else:
@@ -101,7 +101,11 @@ def _train(args: Any) -> int:
 
 def add_evaluate(wings: Any) -> None:
     """Add ``diffuse`` to the subparsers of ``evaluate``."""
-    parser = wings.add_parser("diffuse", help="the methods of DiffuseVolume.separate, side by side")
+    parser = wings.add_parser(
+        "diffuse",
+        help="the methods of DiffuseVolume.separate, side by side",
+        epilog="Example: crystaldl evaluate diffuse --planes 2 --only cases",
+    )
     parser.add_argument("--planes", type=int, default=2, help="simulated planes a case (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=("cases", "models", "speed"), help="some of the figures")
     parser.add_argument("--methods", nargs="+", help="some of the methods")

@@ -123,7 +123,11 @@ def _train(args: Any) -> int:
 
 def add_evaluate(wings: Any) -> None:
     """Add ``powder`` to the subparsers of ``evaluate``."""
-    parser = wings.add_parser("powder", help="the methods of PowderPattern.classify, side by side")
+    parser = wings.add_parser(
+        "powder",
+        help="the methods of PowderPattern.classify, side by side",
+        epilog="Example: crystaldl evaluate powder --shared data --runs runs --only measured",
+    )
     parser.add_argument("--shared", type=Path, required=True, metavar="DIR", help="structures and measured patterns")
     parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="training runs; adaptations are kept there")
     figures = ("measured", "held-out", "cubic", "mixtures", "realism")

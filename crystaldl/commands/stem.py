@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..storage import atomic
 from .common import DONE, NOT_CONFIDENT, add_training_options, run_training, write_json
 
 
@@ -47,17 +48,15 @@ def _strain(args: Any) -> int:
     strain = fit_strain(bragg)
     strain.save(args.out / "strain.h5")
     figure, _ = strain.show()
-    figure.savefig(args.out / "strain.png", dpi=150)
-    middle = tuple(n // 2 for n in cube.shape[:2])
-    figure, _ = cube.show_disks(*middle, disks=bragg)
-    figure.savefig(args.out / "disks.png", dpi=150)
+    atomic.write_figure(args.out / "strain.png", figure)
+    figure, _ = cube.show_disks(cube.shape[0] // 2, cube.shape[1] // 2, disks=bragg)
+    atomic.write_figure(args.out / "disks.png", figure)
     maps = {name: np.asarray(strain.get_slice(name).data) for name in ("e_xx", "e_yy", "e_xy", "theta", "mask")}
     mask = maps.pop("mask") > 0
     rms = {name: float(np.std(values[mask])) if mask.any() else None for name, values in maps.items()}
     summary = {"file": str(args.file), "method": args.method, "scan": list(cube.shape[:2]), "disks": int(len(disks.intensity)),
                "positions_fitted": int(mask.sum()), "standard_deviation": rms}  # fmt: skip
-    with open(args.out / "summary.json", "w", encoding="utf-8") as stream:
-        write_json(summary, stream)
+    atomic.write_json(args.out / "summary.json", summary, indent=1)
     if args.json:
         write_json(summary)
     else:
@@ -102,8 +101,17 @@ def _train(args: Any) -> int:
 
 def add_evaluate(wings: Any) -> None:
     """Add ``stem`` to the subparsers of ``evaluate``."""
-    parser = wings.add_parser("stem", help="the methods of DataCube.find_bragg_disks, side by side")
-    parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="training runs; simulated patterns are kept there")
+    parser = wings.add_parser(
+        "stem",
+        help="the methods of DataCube.find_bragg_disks, side by side",
+        description="Strain, positions and recall of py4DSTEM's correlation, of correlation and of the networks that ship, on "
+        "simulated patterns kept out of training; strain also on patterns by abTEM, where that is installed.",
+        epilog="Example: crystaldl evaluate stem --runs runs --crystals 2 --patterns 24",
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR",
+                        help="training runs to compare as well; simulated disks are kept there (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--crystals", type=int, default=6, help="for strain, 14 patterns each (default: %(default)s)")
+    parser.add_argument("--patterns", type=int, default=64, help="for recall (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.set_defaults(run=_evaluate)
 

@@ -14,10 +14,9 @@ from itertools import permutations
 import numpy as np
 from scipy.special import log_ndtr, logsumexp
 
-from .extinction import absent_table, groups_of_lattice
+from .extinction import LIMIT, absent_table, centred, groups_of_lattice
 from .pawley import PawleyFit
 
-_LIMIT = 14
 #: intensities of allowed lines relative to the local mean: weights and means of exponentials
 MIXTURE = ((0.30, 0.03), (0.25, 0.2), (0.30, 0.9), (0.15, 3.0))
 #: share of forbidden lines that a foreign line or an imperfect profile lights up, and how brightly
@@ -54,32 +53,22 @@ def _axes(lattice: str) -> list[np.ndarray]:
     return [np.eye(3, dtype=int)]
 
 
-def _centred(hkl: np.ndarray, lattice: str) -> np.ndarray:
-    h, k, l = hkl.T
-    return {
-        "I": (h + k + l) % 2 == 0,
-        "F": ((h + k) % 2 == 0) & ((k + l) % 2 == 0),
-        "C": (h + k) % 2 == 0,
-        "R": (-h + k + l) % 3 == 0,
-    }.get(lattice[1], np.ones(len(h), bool))
-
-
 @lru_cache(maxsize=512)
 def settings(extinction: int, lattice: str) -> tuple[np.ndarray, ...]:
     """Distinct tables of absent reflections of an extinction group in the settings a cell of ``lattice`` may have.
 
     Boolean arrays indexed [h + 14, k + 14, l + 14]; settings with another centring than the lattice's are left out.
     """
-    axis = np.arange(-_LIMIT, _LIMIT + 1)
+    axis = np.arange(-LIMIT, LIMIT + 1)
     grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    general = _GENERAL[_centred(_GENERAL, lattice)]
+    general = _GENERAL[centred(_GENERAL, lattice)]
     table, found = absent_table(extinction), {}
     for turn in _axes(lattice):
-        at = general @ turn.T + _LIMIT
+        at = general @ turn.T + LIMIT
         if len(general) and table[tuple(at.T)].any():
             continue
-        flags = table[tuple((np.clip(grid @ turn.T, -_LIMIT, _LIMIT) + _LIMIT).T)]
-        found.setdefault(flags[_centred(grid, lattice)].tobytes(), flags.reshape((2 * _LIMIT + 1,) * 3))
+        flags = table[tuple((np.clip(grid @ turn.T, -LIMIT, LIMIT) + LIMIT).T)]
+        found.setdefault(flags[centred(grid, lattice)].tobytes(), flags.reshape((2 * LIMIT + 1,) * 3))
     return tuple(found.values())
 
 
@@ -114,7 +103,7 @@ def line_likelihoods(fit: PawleyFit, mixture=MIXTURE) -> tuple[np.ndarray, np.nd
 
 def _forbidden(extinction: int, fit: PawleyFit) -> list[np.ndarray]:
     """Lines that an extinction group forbids, (n,) bool for each setting: those whose reflections are all absent."""
-    index = tuple((np.clip(fit.hkl, -_LIMIT, _LIMIT) + _LIMIT).T)
+    index = tuple((np.clip(fit.hkl, -LIMIT, LIMIT) + LIMIT).T)
     return [
         np.bincount(fit.line, ~table[index], len(fit.intensity)) == 0 for table in settings(extinction, fit.lattice)
     ]

@@ -6,6 +6,7 @@ logits come from networks adapted without their look-alikes (out of fold), so th
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ STEPS, BATCH, BLIND_SHARE, MEMBERS = 600, 512, 0.3, 3
 
 @dataclass
 class SearchTable:
-    """Evidence of many patterns and their true space groups (n,), 1…230."""
+    """Evidence of many patterns and their true space groups (n,), 1…230; ``state`` says of what code and patterns it is."""
 
     scores: np.ndarray
     profile: np.ndarray
@@ -33,6 +34,7 @@ class SearchTable:
     absences: np.ndarray
     group: np.ndarray
     logits: np.ndarray | None = None
+    state: np.ndarray | None = None
 
     def save(self, path) -> None:
         known = {
@@ -57,6 +59,30 @@ def search_table(y, mask, ratio, group) -> SearchTable:
     prepared = prepare(y, mask, ratio)
     evidence = gather_evidence(vars(prepared), normalise(y, mask), mask, ratio)
     return SearchTable(*(np.stack([getattr(e, k) for e in evidence]) for k in ARRAYS), np.asarray(group))
+
+
+def kept_search_table(path, y, mask, ratio, group) -> SearchTable:
+    """`search_table`, kept in a file and made anew where the search's code or the patterns have changed."""
+    path = Path(path)
+    state = _state_of(y, mask, ratio, group)
+    if path.is_file():
+        table = SearchTable.load(path)
+        if table.state is not None and str(table.state) == state:
+            return table
+    table = search_table(y, mask, ratio, group)
+    table.state = np.array(state)
+    table.save(path)
+    return table
+
+
+def _state_of(*arrays) -> str:
+    """Digest of the sources beside this one and of arrays."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for a in arrays:
+        digest.update(np.ascontiguousarray(a).tobytes())
+    return digest.hexdigest()
 
 
 def blind_prior() -> torch.Tensor:

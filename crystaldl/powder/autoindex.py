@@ -37,7 +37,8 @@ from .bravais import (
 )
 from .trial_indices import CODES_F, CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRDS_C, THIRDS_P, ZONES_M
 
-__all__ = ["SYSTEMS", "IndexOptions", "LineTable", "Lattice", "find_lattices", "line_table"]
+__all__ = ["SYSTEMS", "IndexOptions", "Lattice", "LineTable", "Pool", "any_lattice", "common_zero", "convincing", "distinct",
+           "find_lattices", "high_symmetry", "line_table", "raised", "ranked", "sift"]  # fmt: skip
 
 SYSTEMS = ("cubic", "tetragonal", "hexagonal", "trigonal", "orthorhombic", "monoclinic", "triclinic")
 #: log-likelihood that a free parameter of the cell has to earn
@@ -191,7 +192,7 @@ class Pool:
         return self[np.argsort(-self.score, kind="stable")[:count]]
 
 
-def _high_symmetry(lines: LineTable, zero: float, systems, base: int = 9, count: int = 24) -> Pool:
+def high_symmetry(lines: LineTable, zero: float, systems, base: int = 9, count: int = 24) -> Pool:
     """Cubic to monoclinic cells from low indices of low-angle lines."""
     table = lines.table(0.035, zero)
     table = np.ascontiguousarray(table[np.argsort(-lines.weight, kind="stable")])
@@ -236,7 +237,7 @@ def _volume_range(lines: LineTable, options: IndexOptions) -> tuple[float, float
     return max(low, 8.0), min(high, options.max_volume)
 
 
-def _any_lattice(lines: LineTable, zero: float, options: IndexOptions, axes=12, angles=16, layer=13, zones=80) -> Pool:
+def any_lattice(lines: LineTable, zero: float, options: IndexOptions, axes=12, angles=16, layer=13, zones=80) -> Pool:
     """Primitive cells of any lattice from six low-angle lines, and from planes of the reciprocal lattice."""
     table = lines.head(18).table(0.03, zero)
     base = np.sort(table[table[:, 2] > 0.3, 0])
@@ -265,28 +266,29 @@ class Lattice:
     score: float
 
 
-def _distinct(pool: Pool, limit: int) -> tuple[Pool, np.ndarray]:
+def distinct(pool: Pool, limit: int) -> tuple[Pool, np.ndarray]:
     """The best ``limit`` different lattices, one entry each, and their Niggli cells."""
-    kept, cells, seen = [], [], np.zeros((0, 13))
-    for i in np.argsort(-pool.score, kind="stable"):
+    order = np.argsort(-pool.score, kind="stable")
+    known, cells = [], []
+    for i, cell in zip(order, cell_of(pool.g[order]), strict=True):
         try:
-            cell = niggli_cell(cell_of(pool.g[i]), "PIFCR"[BRAVAIS[pool.bravais[i]][1]])
+            cell = niggli_cell(cell, "PIFCR"[BRAVAIS[pool.bravais[i]][1]])
         except (RuntimeError, ValueError):
             continue
-        if not np.isfinite(cell).all():
-            continue
-        lengths = lattice_lengths(cell)
-        if len(seen) and (np.abs(lengths / seen - 1).max(1) < 0.006).any():
-            continue
-        kept.append(i)
-        cells.append(cell)
-        seen = np.concatenate([seen, lengths[None]])
-        if len(kept) == limit:
-            break
-    return pool[np.array(kept, int)], np.array(cells).reshape(-1, 6)
+        if np.isfinite(cell).all():
+            known.append(i)
+            cells.append(cell)
+    known, cells = np.array(known, int), np.array(cells).reshape(-1, 6)
+    lengths, left = lattice_lengths(cells), np.ones(len(known), bool)
+    kept: list[int] = []
+    while left.any() and len(kept) < limit:
+        first = int(left.argmax())
+        kept.append(first)
+        left &= (np.abs(lengths / lengths[first] - 1) >= 0.006).any(1)
+    return pool[known[kept]], cells[kept]
 
 
-def _sift(pool: Pool, lines: LineTable, options: IndexOptions) -> Pool:
+def sift(pool: Pool, lines: LineTable, options: IndexOptions) -> Pool:
     """The trial cells worth a closer look: refined on the low-angle lines, then on twice as many."""
     pool = pool.improve(lines.head(options.lines), options, (0.015, 0.010), 4.0, 3)
     parts = [pool.best(100)] + [pool[pool.bravais == b].best(20) for b in BRAVAIS if b != "aP"]
@@ -295,9 +297,9 @@ def _sift(pool: Pool, lines: LineTable, options: IndexOptions) -> Pool:
     return sum(parts[1:], parts[0])
 
 
-def _rank(pool: Pool, lines: LineTable, options: IndexOptions, limit: int = 25) -> list[Lattice]:
-    """Different lattices, each raised to the symmetry that the lines bear, best first."""
-    pool, cells = _distinct(pool, limit)
+def raised(pool: Pool, lines: LineTable, options: IndexOptions, limit: int = 25) -> Pool:
+    """The best different lattices in every symmetry that their metric bears, or nearly bears, refined and scored."""
+    pool, cells = distinct(pool, limit)
     both = {"hexagonal", "trigonal"}
     wanted = set(options.systems) | (both if both & set(options.systems) else set())
     lifted = Pool()
@@ -307,8 +309,17 @@ def _rank(pool: Pool, lines: LineTable, options: IndexOptions, limit: int = 25) 
                 lifted += Pool(metric_of(conventional)[None], pool.zero[i : i + 1], np.array([name]), np.zeros(1))
     # how precise the lines are is not known: each cell may choose, so that a closer fit to precise lines counts more
     tries = [lifted.improve(lines.head(3 * options.lines), options, (1.4 * f, f), 3.0, 5) for f in FLOORS]
-    lifted = sum(tries[1:], tries[0])
-    pool, cells = _distinct(lifted, limit)
+    return sum(tries[1:], tries[0])
+
+
+def _rank(pool: Pool, lines: LineTable, options: IndexOptions, limit: int = 25) -> list[Lattice]:
+    """Different lattices, each raised to the symmetry that the lines bear, best first."""
+    return ranked(raised(pool, lines, options, limit), options, limit)
+
+
+def ranked(lifted: Pool, options: IndexOptions, limit: int = 25) -> list[Lattice]:
+    """Different lattices of a pool, each in the symmetry that scores best, best first."""
+    pool, cells = distinct(lifted, limit)
     out = []
     for i, cell in enumerate(cells):
         conventional = cell_of(pool.g[i])
@@ -331,7 +342,7 @@ def unexplained(lattice: Lattice, lines: LineTable, tolerance: float = 3.5) -> n
     return misfits(lattice, lines) > tolerance * np.hypot(1.5 * lines.sigma, 0.010)
 
 
-def _convincing(found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, lead: float) -> bool:
+def convincing(found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, lead: float) -> bool:
     """Whether the best lattice explains the lines closely, nearly all of them, and far better than the next one."""
     if not found or found[0].score < score:
         return False
@@ -361,23 +372,34 @@ def find_lattices(lines: LineTable, options: IndexOptions, report=lambda what: N
     pool, found = Pool(), []
     for zero in (0.0, 1.5 * step, -1.5 * step) if high else ():
         report(f"cubic to orthorhombic, zero shift {zero:+.2f}°")
-        pool += _sift(_high_symmetry(lines.head(options.lines), zero, high), lines, options)
+        pool += sift(high_symmetry(lines.head(options.lines), zero, high), lines, options)
         found = _rank(pool, lines, options)
-        if _convincing(found, lines, options, 40.0, 6.0):
+        if convincing(found, lines, options, 40.0, 6.0):
             return _finish(pool, found, lines, options, report)
     if not {"monoclinic", "triclinic"} & set(options.systems):
         return _finish(pool, found, lines, options, report)
-    for zero in (0.0, -1.2 * step, 1.2 * step, -2.4 * step, 2.4 * step):
+    waiting, tried = [0.0, -1.2 * step, 1.2 * step, -2.4 * step, 2.4 * step], []
+    while waiting:
+        zero = waiting.pop(0)
+        tried.append(zero)
         report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
-        pool += _sift(_any_lattice(lines, zero, options), lines, options)
+        pool += sift(any_lattice(lines, zero, options), lines, options)
         if "monoclinic" in options.systems:
             for more, base, count in ((0, 9, 24), (8, 12, 60)):
-                trials = _high_symmetry(lines.head(options.lines + more), zero, ("monoclinic",), base, count)
-                pool += _sift(trials, lines, options)
+                trials = high_symmetry(lines.head(options.lines + more), zero, ("monoclinic",), base, count)
+                pool += sift(trials, lines, options)
         found = _rank(pool, lines, options)
-        if _convincing(found, lines, options, 30.0, 8.0) or time.monotonic() - start > options.time_limit:
+        if convincing(found, lines, options, 30.0, 8.0) or time.monotonic() - start > options.time_limit:
             break
+        likely = common_zero(found)
+        if min(abs(likely - z) for z in tried) > 0.4 * step:
+            waiting = [likely, *(z for z in waiting if abs(z - likely) > 0.6 * step)]
     return _finish(pool, found, lines, options, report)
+
+
+def common_zero(found: list[Lattice]) -> float:
+    """The zero shift (degrees) that the best lattices agree on: even wrong ones do."""
+    return float(np.median([lattice.zero for lattice in found[:5]])) if found else 0.0
 
 
 def _finish(pool: Pool, found: list[Lattice], lines: LineTable, options: IndexOptions, report) -> list[Lattice]:

@@ -29,6 +29,8 @@ HIGHEST_GROUP = {
 }  # fmt: skip
 _LATTICE_OF_GROUP = {number: name for name, number in HIGHEST_GROUP.items()}
 _STEPS = np.array([v for v in product((-2, -1, 0, 1, 2), repeat=3) if v > (0, 0, 0)], float)
+#: coefficients of the metric's a², b², c², bc, ac, ab in the squared lengths of those steps
+_FORMS = np.concatenate([_STEPS**2, 2 * _STEPS[:, [1, 0, 0]] * _STEPS[:, [2, 2, 1]]], 1)
 _TURNS = np.array([[[p, q], [r, s]] for p, q, r, s in product(range(-3, 4), repeat=4) if p * s - q * r in (1, -1)])
 _SYSTEMS = {"c": "cubic", "t": "tetragonal", "o": "orthorhombic", "m": "monoclinic", "a": "triclinic"}
 
@@ -45,9 +47,13 @@ def metric_of(cell) -> np.ndarray:
 
 
 def cell_of(g) -> np.ndarray:
-    """(a, b, c, α, β, γ) of (A, B, C, D, E, F)."""
-    a, b, c, d, e, f = g
-    return cell_from_metric(np.linalg.inv(np.array([[a, f / 2, e / 2], [f / 2, b, d / 2], [e / 2, d / 2, c]])))
+    """(a, b, c, α, β, γ) of (A, B, C, D, E, F): (6,), or (n, 6) of (n, 6)."""
+    a, b, c, d, e, f = np.moveaxis(np.asarray(g, float), -1, 0)
+    reciprocal = np.stack([a, f / 2, e / 2, f / 2, b, d / 2, e / 2, d / 2, c], -1).reshape(*a.shape, 3, 3)
+    direct = np.linalg.inv(reciprocal)
+    edges = np.sqrt(np.diagonal(direct, axis1=-2, axis2=-1))
+    cosines = np.stack([direct[..., i, j] / (edges[..., i] * edges[..., j]) for i, j in ((1, 2), (0, 2), (0, 1))], -1)
+    return np.concatenate([edges, np.degrees(np.arccos(np.clip(cosines, -1, 1)))], -1)
 
 
 def niggli_cell(cell, centring: str = "P") -> np.ndarray:
@@ -68,9 +74,18 @@ def same_lattice(first, second, tolerance: float = 0.01) -> bool:
 
 
 def lattice_lengths(cell) -> np.ndarray:
-    """The twelve shortest vectors and the cube root of the volume, Å: (13,), the same for every description of a lattice."""
-    lengths = np.sort(np.sqrt(np.einsum("ni,ij,nj->n", _STEPS, metric_tensor(cell), _STEPS)))
-    return np.append(lengths[:12], cell_volume(cell) ** (1 / 3))
+    """The twelve shortest vectors and the cube root of the volume, Å: the same for every description of a lattice.
+
+    (13,) of a Niggli cell (6,), or (n, 13) of (n, 6).
+    """
+    cell = np.asarray(cell, float)
+    edges, cosines = cell[..., :3], np.cos(np.radians(cell[..., 3:]))
+    products = np.stack([edges[..., i] * edges[..., j] for i, j in ((1, 2), (0, 2), (0, 1))], -1)
+    metric = np.stack([edges * edges, products * cosines], -2)
+    squares = metric.reshape(*cell.shape[:-1], 6) @ _FORMS.T
+    ca, cb, cg = np.moveaxis(cosines, -1, 0)
+    volume = edges.prod(-1) * np.sqrt(np.maximum(1 - ca * ca - cb * cb - cg * cg + 2 * ca * cb * cg, 0.0))
+    return np.concatenate([np.sqrt(np.sort(squares, -1)[..., :12]), np.cbrt(volume)[..., None]], -1)
 
 
 def _in_order(bravais: str, cell: np.ndarray) -> np.ndarray:
@@ -110,16 +125,23 @@ def lattices_of(niggli, tolerances=(0.003, 0.01, 0.025, 0.05)) -> list[tuple[str
     """
     found = {"aP": np.asarray(niggli, float)}
     size = cell_volume(niggli) ** (1 / 3)
-    for tolerance in tolerances:
+    closest: dict[str, tuple[float, np.ndarray]] = {}
+
+    def look(tolerance: float) -> str | None:
         data = find_symmetry(niggli, [[0.0, 0.0, 0.0]], [1], tolerance * size)
-        if data is None:
-            continue
-        name = _LATTICE_OF_GROUP.get(int(data.number))
-        if name is None or name in found:
-            continue
-        lattice = np.asarray(data.std_lattice)
-        cell = cell_from_metric(lattice @ lattice.T)
-        found[name] = _in_order(name, cell)
+        name = None if data is None else _LATTICE_OF_GROUP.get(int(data.number))
+        if name is not None and tolerance < closest.get(name, (np.inf,))[0]:
+            closest[name] = tolerance, np.asarray(data.std_lattice)
+        return name
+
+    wide, *between, close = sorted(tolerances, reverse=True)
+    name = look(wide)
+    # what is no more than triclinic when it may be far off, or the same far and close, is so in between
+    if name != "aP" and look(close) != name:
+        for tolerance in between:
+            look(tolerance)
+    for name, (_, lattice) in sorted(closest.items(), key=lambda item: item[1][0]):
+        found.setdefault(name, _in_order(name, cell_from_metric(lattice @ lattice.T)))
     return list(found.items())
 
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from ..errors import DataError, UnknownModelError
 from ..models.registry import ModelCard, available, card, default
-from ..physics.symmetry import CRYSTAL_SYSTEMS, FAMILIES, SYSTEM_OF_GROUP
+from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, FAMILIES, SYSTEM_OF_GROUP, bravais_of_group
 from .pattern import PowderPattern
-from .result import Classification
+from .result import UNEXPLAINED, Classification
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Method:
     blind: bool = False  # the search alone, without the network's opinion
 
 
-#: summed height of lines foreign to the best lattice (strongest line 1) above which an answer is not confident
-UNEXPLAINED = 0.3
+#: patterns of a batch where lattices are searched
+SEARCHED = 16
 
 METHODS = {
     "auto": Method(search=True),
@@ -56,8 +56,8 @@ def classify_patterns(
         Any range, step and wavelength, raw or background-subtracted; they may differ from one another.
     method : {"auto", "network", "npcnn", "indexing"}
         ``"auto"``: the default network checked against a search for lattices that explain the lines; most accurate,
-        tens of patterns a second. ``"network"``: the network alone, hundreds a second. ``"npcnn"``: the published NPCNN,
-        re-trained. ``"indexing"``: the lattice search and absent lines alone.
+        one or two seconds of a core a pattern. ``"network"``: the network alone, hundreds a second. ``"npcnn"``: the
+        published NPCNN, re-trained. ``"indexing"``: the lattice search and absent lines alone.
     model : str, optional
         Exact name of a shipped model in place of the method's own (see ``crystaldl models``).
     device : str
@@ -88,6 +88,8 @@ def classify_patterns(
     if not patterns:
         return []
     network = _network(entry.name, str(target))
+    if METHODS[method].search:  # the search takes its time: the bar should move
+        batch_size = min(batch_size, SEARCHED)
     return [
         result
         for chunk in _batches(patterns, batch_size, progress)
@@ -272,11 +274,20 @@ def _run(patterns, entry: ModelCard, network, device, method) -> list[Classifica
     return [result for part in _infer(patterns, entry, network, device) for result in _results(*part, entry, method)]
 
 
-def _search_agrees(evidence, system: str) -> bool:
-    """Whether the best lattice is one of that crystal system and no strong lines are foreign to it."""
-    if not evidence.lattices or evidence.unexplained[:, 1].sum() > UNEXPLAINED:
+def _search_agrees(lattices, unexplained, system: str) -> bool:
+    """Whether the most probable lattice is one of that crystal system and no strong lines are foreign to it."""
+    if not lattices or unexplained[:, 1].sum() > UNEXPLAINED:
         return False
-    return evidence.lattices[0].bravais[0] == FAMILIES[system]
+    return lattices[0].bravais[0] == FAMILIES[system]
+
+
+def _decisions(evidence, inputs, p) -> list[tuple]:
+    """Lattices and foreign lines of each pattern, all evidence weighed."""
+    from .evidence import decided
+
+    bravais = np.stack([np.bincount(bravais_of_group(), weights=row, minlength=len(BRAVAIS_LATTICES)) for row in p])
+    peaks, mask = (inputs[k].cpu().numpy() for k in ("peaks", "peak_mask"))
+    return [decided(e, q[m].astype(float), b) for e, q, m, b in zip(evidence, peaks, mask, bravais, strict=True)]
 
 
 def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> list[Classification]:
@@ -293,6 +304,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> lis
     if METHODS[method].blind:
         point = point.get("blind", point)
     p = calibrate(logits, point)
+    decisions = _decisions(evidence, inputs, p) if evidence else [((), np.zeros((0, 2)))] * len(p)
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)
     lines = inputs["peak_mask"].sum(1).cpu().numpy() if "peak_mask" in inputs else np.full(len(p), -1)
@@ -300,12 +312,12 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> lis
     results = []
     for i, pattern in enumerate(patterns):
         system = np.bincount(SYSTEM_OF_GROUP, weights=p[i], minlength=len(CRYSTAL_SYSTEMS))
-        odd = evidence[i].unexplained if evidence else np.zeros((0, 2))
+        lattices, odd = decisions[i]
         confident = bool(
             system.max() >= threshold
             and not impurity[i] > 0.5
             and not 0 <= lines[i] < 4
-            and (not evidence or _search_agrees(evidence[i], CRYSTAL_SYSTEMS[int(system.argmax())]))
+            and (not evidence or _search_agrees(lattices, odd, CRYSTAL_SYSTEMS[int(system.argmax())]))
         )
         results.append(
             Classification(
@@ -318,7 +330,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> lis
                 second_phase_probability=float(impurity[i]),
                 primitive_volume=float(volume[i]),
                 lines=int(lines[i]),
-                lattices=evidence[i].lattices if evidence else (),
+                lattices=lattices,
                 unexplained=odd,
                 arbiter=arbiter.name if arbiter else "",
                 arbiter_sha256=arbiter.sha256 if arbiter else "",

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..models.registry import card, default, load_weights
-from ..physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP
+from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
 from . import network as architectures
-from .arbiter import SearchTable, cross_validated_logits, search_table
+from .arbiter import SearchTable, cross_validated_logits, kept_search_table
 from .crossval import (
     FOLDS,
     Figures,
@@ -30,7 +30,7 @@ from .crossval import (
     softmax,
 )
 from .measured import MeasuredSet, group_folds
-from .prepare import normalise
+from .prepare import common_axis, normalise
 from .recipe import predict_logits
 from .simulate import DEFAULT_CONDITIONS, LineLibrary, Patterns, simulate
 from .stream import training_lines
@@ -65,7 +65,7 @@ def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None
             lines = training_lines(runs / "lines", shared, 16, seed=0)
         logits[name] = out_of_fold_logits(name, pretrained, measured, lines, runs / "cv", minutes, threads=threads)
         rows[f"{label}, + measured"] = figures(calibrated_out_of_fold(logits[name], group, fold), group)
-    table = search_table(measured.y, measured.mask, measured.ratio, group)
+    table = kept_search_table(runs / "search-measured.npz", measured.y, measured.mask, measured.ratio, group)
     simulated = simulated_table(shared, runs)
     full, blind = cross_validated_logits(table, logits["powdernet"], measured.group.numpy(), fold, simulated)
     rows["lattice search alone (indexing)"] = figures(calibrated_out_of_fold(blind, group, fold), group)
@@ -86,21 +86,20 @@ def _split(lines: LineLibrary, judged: int = 700) -> tuple[np.ndarray, np.ndarra
     return pick, np.setdiff1d(np.arange(len(lines)), pick)
 
 
-def simulated_table(shared: Path, runs: Path, count: int = 1000) -> SearchTable:
+def simulated_table(shared: Path, runs: Path, count: int = 700) -> SearchTable:
     """Search evidence and pretrained network's logits of simulated patterns of unseen structure types; kept under ``runs``."""
     from ..training.checkpoint import load_checkpoint_weights
 
-    path = runs / "arbiter-simulated.npz"
-    if path.is_file():
-        return SearchTable.load(path)
     lines = _held_out(shared, runs)
     lines = lines.subset(_split(lines)[1][:count])
     p = _patterns_for(lines, 41, replace(DEFAULT_CONDITIONS, cu_share=1.0))
-    table = search_table(p.y, p.mask, p.doublet_ratio, lines.space_group.astype(int))
-    model = architectures.PowderNet()
-    model.load_state_dict(load_checkpoint_weights(runs / "powdernet-pre" / "checkpoint"))
-    table.logits = predict_logits(model.eval(), "powdernet", p.y, p.mask, p.doublet_ratio)
-    table.save(path)
+    path = runs / "arbiter-simulated.npz"
+    table = kept_search_table(path, p.y, p.mask, p.doublet_ratio, lines.space_group.astype(int))
+    if table.logits is None:
+        model = architectures.PowderNet()
+        model.load_state_dict(load_checkpoint_weights(runs / "powdernet-pre" / "checkpoint"))
+        table.logits = predict_logits(model.eval(), "powdernet", p.y, p.mask, p.doublet_ratio)
+        table.save(path)
     return table
 
 
@@ -131,7 +130,7 @@ def shipped_probabilities(y, mask, ratio, method: str = "auto") -> np.ndarray:
     )
 
 
-def held_out_table(shared: Path, runs: Path, count: int = 700, method: str = "auto") -> dict[str, Figures]:
+def held_out_table(shared: Path, runs: Path, count: int = 300, method: str = "auto") -> dict[str, Figures]:
     """Figures on simulated patterns of structure types kept out of training, and on those of each crystal system."""
     lines = _held_out(shared, runs)
     lines = lines.subset(_split(lines)[0][:count])
@@ -146,7 +145,7 @@ def held_out_table(shared: Path, runs: Path, count: int = 700, method: str = "au
     return rows
 
 
-def cubic_scaling(shared: Path, runs: Path, method: str = "auto", count: int = 60) -> list[tuple[float, float, int]]:
+def cubic_scaling(shared: Path, runs: Path, method: str = "auto", count: int = 20) -> list[tuple[float, float, int]]:
     """(edge scale, crystal-system accuracy, patterns) for held-out cubic crystals, where at least four lines remain."""
     lines = _held_out(shared, runs)
     lines = lines.subset(np.flatnonzero(SYSTEM_OF_GROUP[lines.space_group.astype(int) - 1] == 6)[:count])
@@ -166,21 +165,51 @@ def cubic_scaling(shared: Path, runs: Path, method: str = "auto", count: int = 6
     return out
 
 
-def mixture_confidence(
-    shared: Path, runs: Path, count: int = 150, method: str = "auto"
-) -> dict[str, tuple[float, float]]:
-    """Mean probability of the best crystal system, and its accuracy, for single phases and with 20 % of a second phase."""
-    lines = _held_out(shared, runs).subset(np.arange(count))
-    other = lines.subset(np.random.default_rng(3).permutation(count))
+@dataclass(frozen=True)
+class MixtureRow:
+    """What `classify` makes of patterns whose main phase is known; shares of the patterns.
+
+    ``system`` and ``lattice``: the main phase's crystal system is the answer, its Bravais lattice the first one;
+    ``warned``: not confident, or foreign lines are listed; ``probability``: mean probability of the best system.
+    """
+
+    system: float
+    lattice: float
+    warned: float
+    probability: float
+    count: int
+
+
+def mixtures(shared: Path, runs: Path, count: int = 100, method: str = "auto") -> dict[str, MixtureRow]:
+    """Single phases and the same with 20 % of a second phase, structure types kept out of training."""
+    from .classify import classify_patterns
+
+    lines = _held_out(shared, runs)
+    lines = lines.subset(_split(lines)[0][:count])
+    other = lines.subset(np.random.default_rng(3).permutation(len(lines)))
     second = torch.as_tensor(other.q[:, :96]), torch.as_tensor(other.intensity[:, :96])
-    truth = SYSTEM_OF_GROUP[lines.space_group.astype(int) - 1]
+    group = lines.space_group.astype(int)
     out = {}
     for name, share, strength in (("single phase", 0.0, (0.01, 0.2)), ("with 20 %", 1.0, (0.19, 0.2))):
         conditions = replace(DEFAULT_CONDITIONS, cu_share=1.0, second_phase_share=share, second_phase_strength=strength)
-        p = _patterns_for(lines, 31, conditions, second)
-        system = np.zeros((count, 7))
-        np.add.at(system.T, SYSTEM_OF_GROUP, shipped_probabilities(p.y, p.mask, p.doublet_ratio, method).T)
-        out[name] = float(system.max(1).mean()), float((system.argmax(1) == truth).mean())
+        results = classify_patterns(_as_patterns(_patterns_for(lines, 31, conditions, second)), method, progress=False)
+        system = [r.crystal_system == CRYSTAL_SYSTEMS[SYSTEM_OF_GROUP[g - 1]] for r, g in zip(results, group, strict=True)]
+        first = [r.lattices[0].bravais if r.lattices else "" for r in results]
+        lattice = [b == BRAVAIS_LATTICES[bravais_of_group()[g - 1]] for b, g in zip(first, group, strict=True)]
+        warned = [not r.confident or len(r.unexplained) > 0 for r in results]
+        best = [max(r.crystal_system_probabilities.values()) for r in results]
+        out[name] = MixtureRow(*(float(np.mean(v)) for v in (system, lattice, warned, best)), len(results))
+    return out
+
+
+def _as_patterns(p: Patterns) -> list:
+    """Simulated patterns as a user would have them: the measured points, without background."""
+    from .pattern import PowderPattern
+
+    axis, out = common_axis(), []
+    for y, mask, ratio in zip(p.y.numpy(), p.mask.numpy(), p.doublet_ratio.tolist(), strict=True):
+        wavelength = "CuKa" if ratio else "CuKa1"
+        out.append(PowderPattern(axis[mask > 0], y[mask > 0], wavelength, background_subtracted=True))
     return out
 
 
@@ -272,10 +301,11 @@ def evaluate_command(args) -> str:
         parts.append("Cubic crystals with scaled edges, crystal system\n" + rows)
     if "mixtures" in wanted:
         rows = "\n".join(
-            f"  {k}: mean probability {p:.3f}, accuracy {a:.3f}"
-            for k, (p, a) in mixture_confidence(shared, runs).items()
+            f"  {k}: crystal system {100 * r.system:.1f}, lattice first {100 * r.lattice:.1f}, warned {100 * r.warned:.1f}, "
+            f"mean probability {100 * r.probability:.1f}, of {r.count}"
+            for k, r in mixtures(shared, runs).items()
         )
-        parts.append("Mixtures, crystal system\n" + rows)
+        parts.append("Mixtures, main phase (percent)\n" + rows)
     if "realism" in wanted:
         r = realism(shared, runs)
         parts.append(

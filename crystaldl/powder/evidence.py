@@ -1,41 +1,48 @@
 """The search's side of a classification: lattices that explain the lines, checked against the whole profile.
 
-The peak list proposes cells of every Bravais lattice (`indexing`); the best of them are fitted to the pattern itself
-(`pawley`), which weighs every point, refines cell, zero shift and displacement, and yields the intensities from which
-absent lines are judged (`absences`, `extinction`).
+The peak list proposes cells of every Bravais lattice (`indexing`, `trials`); the best of them are fitted to the pattern
+itself (`pawley`), which weighs every point, refines cell, zero shift and displacement, and yields the intensities from
+which absent lines are judged (`absences`, `extinction`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from scipy.special import logsumexp
 
-from ..physics.lattice import cell_from_metric
+from ..physics.lattice import cell_volume
+from ..physics.symmetry import BRAVAIS_LATTICES
 from . import search_kernels
 from .absences import absence_evidence
+from .bravais import cell_of
 from .extinction import extinction_evidence
-from .indexing import LATTICES, MARGIN, lattice_scores
+from .indexing import LATTICES, MARGIN, LatticeScores
 from .pawley import PawleyFit, pawley_fit
 from .prepare import AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH
+from .trials import Trial, Trials, metric_of_search, side_by_side, trial_lattices
 
 log = logging.getLogger(__name__)
 
 EXTINCTION_GROUPS = 99
 #: the arrays of `Evidence`, in the order the arbiter reads them
 ARRAYS = ("scores", "profile", "facts", "absences")
-#: cells fitted to the profile: of each lattice, of all lattices, within this log-likelihood of the best
-EACH, ALL, WITHIN = 1, 9, 9.0
-#: how much one unit of the profile's log-likelihood counts beside the lines': its points are far from independent
-PROFILE_WEIGHT = 0.1
+#: lattices fitted to the profile: at most, and how far behind the best
+ALL, WITHIN = 14, 14.0
+#: lattice points of a conventional cell
+LATTICE_POINTS = {"P": 1, "C": 2, "I": 2, "R": 3, "F": 4}
+#: how much a lattice can be behind in the scores of positions
+FAR = 30.0
+#: how much one unit of the quick search's and of the profile's log-likelihood counts beside that of the positions
+QUICK_WEIGHT, PROFILE_WEIGHT = 0.5, 0.1
 #: lattices whose absent lines are examined: those within this combined score of the best
-EXAMINED = 6.0
+EXAMINED = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +53,9 @@ class Lattice:
     ----------
     bravais : str, e.g. ``"oP"``
     cell : (6,) float, a, b, c in Å and alpha, beta, gamma in degrees (conventional; hexagonal axes for hP and hR)
-    score : float, log-likelihood ratio against chance: lines, and the profile's share
+    score : float, log-likelihood ratio against chance: positions and intensities of the lines, and the profile's share
     zero : float, zero shift in degrees: observed minus true 2θ at low angle, displacement included
-    fit : PawleyFit or None, the fit of the profile; kept for the best lattice alone
+    fit : PawleyFit or None, the fit of the profile; a classification keeps it for its first lattice alone
     """
 
     bravais: str
@@ -60,16 +67,18 @@ class Lattice:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the lattice search found for one pattern.
+    """What the lattice search found for one pattern; rows in the order of BRAVAIS_LATTICES.
 
     Attributes
     ----------
-    scores : (13,) float, from the peak list, in the order of LATTICES
-    profile : (13, 3) float, from the fit of the profile: log-likelihood gained by the lines, log-likelihood of their
-        intensities with all of them allowed, and what absences add to it; each relative to the best lattice, ≤ 0 but the
-        last; the floor for lattices that were not fitted
-    facts : (6,) float: best score, summed weight of the lines, number of lines, misfit and explained share of the best fit,
-        summed height of the lines it does not explain
+    scores : (14, 2) float, log-likelihoods relative to the best lattice, ≤ 0: of the quick search (intensities count; -10
+        where nothing near the best was found), of the closer one (positions count; -30 there)
+    profile : (14, 8) float, from the fit of the profile: log-likelihood gained by the lines and that of their intensities
+        with all of them allowed, each relative to the best lattice, ≤ 0; what absences add to the latter; 1 (0 and the
+        floor elsewhere for lattices that were not fitted); explained share relative to the best, ≤ 0; smallest misfit over
+        this one less 1, ≤ 0; ln of the number of lines; ln of the primitive cell's volume in Å³
+    facts : (8,) float: best quick score, summed weight of the lines, number of lines, misfit and explained share of the best
+        fit, summed height of the lines it does not explain, best score of the closer search, its lead over other lattices
     absences : (2, 99) float, log-likelihood of extinction groups relative to the best of their lattice, from intensities
         and from lines seen or not, levelled off at -4 (one odd line must not decide); 0 where not examined
     lattices : tuple of Lattice, best first
@@ -84,26 +93,7 @@ class Evidence:
     unexplained: np.ndarray
 
 
-FLOOR = np.array([-100.0, -100.0, 0.0])
-
-
-def conventional_cell(bravais: str, coefficients) -> np.ndarray:
-    """(a, b, c, α, β, γ) from (A, B, C, D) of ``1/d² = h²A + k²B + l²C + hlD`` (hexagonal: ``(h² + hk + k²)A + l²C``)."""
-    a, b, c, d = coefficients
-    reciprocal = np.diag([a, b, c]).astype(float)
-    if bravais[0] == "h":
-        reciprocal[1, 1] = a
-        reciprocal[0, 1] = reciprocal[1, 0] = a / 2
-    reciprocal[0, 2] = reciprocal[2, 0] = d / 2
-    return cell_from_metric(np.linalg.inv(reciprocal))
-
-
-def _cell_of(fit: PawleyFit) -> np.ndarray:
-    """Conventional cell of a fit's reciprocal metric."""
-    g = fit.metric
-    return cell_from_metric(
-        np.linalg.inv([[g[0], g[5] / 2, g[4] / 2], [g[5] / 2, g[1], g[3] / 2], [g[4] / 2, g[3] / 2, g[2]]])
-    )
+FLOOR = np.array([-100.0, -100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
 
 
 @dataclass(frozen=True)
@@ -115,64 +105,109 @@ class Profile:
     ratio: float = 0.5
     doublet: float = CU_DOUBLET
 
+    def fit(self, trial: Trial) -> PawleyFit | None:
+        """The trial lattice fitted to the pattern."""
+        return pawley_fit(
+            self.y, self.mask, trial.bravais, trial.metric, trial.zero, ratio=self.ratio, doublet=self.doublet
+        )
 
-def _fits(found, profile: Profile) -> dict[int, list]:
-    """Fits of the most likely cells: row in LATTICES → [(score of the lines, fit, candidate), …]."""
-    out: dict[int, list] = {}
-    total = 0
-    best = max((c[3] for c in found.candidates), default=0.0)
-    for row, cell, zero, score in found.candidates:
-        if score < best - WITHIN or total >= ALL:
-            break
-        if len(out.get(row, [])) >= EACH:
+
+def _scores(quick: LatticeScores, trials: Trials) -> np.ndarray:
+    """(14, 2) as in `Evidence`; a search that found nothing says nothing: zeros."""
+    out = np.zeros((len(BRAVAIS_LATTICES), 2))
+    if quick.candidates:
+        out[:, 0] = -MARGIN
+        out[[BRAVAIS_LATTICES.index(name) for name in LATTICES], 0] = quick.score - quick.score.max()
+    if trials.found:
+        out[:, 1] = -FAR
+        for name, own in trials.found.items():
+            out[BRAVAIS_LATTICES.index(name), 1] = own[0].score - trials.score()
+    return np.maximum(out, [-MARGIN, -FAR])
+
+
+def _fits(quick: LatticeScores, trials: Trials, scores, profile: Profile, pool=None) -> dict[int, tuple[float, PawleyFit]]:
+    """Fits of the most likely lattices: row in BRAVAIS_LATTICES → (score of the lines, fit)."""
+    found = {BRAVAIS_LATTICES.index(name): own for name, own in trials.found.items()}
+    for row, cell, zero, score in quick.candidates:  # where the closer search had too few lines
+        name = LATTICES[row]
+        found.setdefault(BRAVAIS_LATTICES.index(name), (Trial(name, metric_of_search(name, cell), zero, score),))
+    of_row = scores[:, 1] + QUICK_WEIGHT * scores[:, 0]
+    trial = [(of_row[row] + t.score - own[0].score, row, t) for row, own in found.items() for t in own]
+    trial.sort(key=lambda entry: -entry[0])
+    trial = [entry for entry in trial[:ALL] if entry[0] > trial[0][0] - WITHIN]
+    fits = side_by_side(pool, *(partial(profile.fit, t) for *_, t in trial))
+    out: dict[int, tuple[float, PawleyFit]] = {}
+    for (score, row, _), fit in zip(trial, fits, strict=True):
+        if fit is None:
             continue
-        fit = pawley_fit(profile.y, profile.mask, LATTICES[row], cell, zero, ratio=profile.ratio, doublet=profile.doublet)
-        if fit is not None:
-            out.setdefault(row, []).append((score, fit, cell))
-            total += 1
+        before = out.get(row)
+        # of two lattices of one kind the profile decides
+        if before is None or score + PROFILE_WEIGHT * fit.gain > before[0] + PROFILE_WEIGHT * before[1].gain:
+            out[row] = float(score), fit
     return out
 
 
-def pattern_evidence(peaks: np.ndarray, limits, profile: Profile) -> Evidence:
-    """Search lattices for one peak list (n, ≥3) as `crystaldl.powder.prepare.find_peaks` gives it, and fit the profile."""
-    found = lattice_scores(peaks)
-    table, absences = np.tile(FLOOR, (len(LATTICES), 1)), np.zeros((2, EXTINCTION_GROUPS))
-    facts = np.array([found.score.max(), found.weight, found.lines, 0.0, 0.0, 0.0])
-    fits = _fits(found, profile)
+def pattern_evidence(peaks: np.ndarray, limits, profile: Profile, pool: Executor | None = None) -> Evidence:
+    """Search lattices for one peak list (n, ≥4) as `crystaldl.powder.prepare.find_peaks` gives it, and fit the profile.
+
+    The threads of ``pool`` change nothing but the time.
+    """
+    quick, trials = trial_lattices(peaks, pool)
+    scores = _scores(quick, trials)
+    table, absences = np.tile(FLOOR, (len(BRAVAIS_LATTICES), 1)), np.zeros((2, EXTINCTION_GROUPS))
+    top = trials.score()
+    facts = np.array([quick.score.max(), quick.weight, quick.lines, 0.0, 0.0, 0.0, top, min(trials.lead, FAR)])
+    fits = _fits(quick, trials, scores, profile, pool)
     if not fits:
-        return Evidence(found.score, table, facts, absences, _unfitted(found), np.zeros((0, 2)))
-    misfit = min(fit.misfit for entries in fits.values() for _, fit, _ in entries)
-    # the profile re-orders the cells of a lattice, and its log-likelihood joins the lines'
-    value = lambda e: e[0] + PROFILE_WEIGHT * e[1].gain / misfit  # noqa: E731
-    best = {row: max(entries, key=value) for row, entries in fits.items()}
-    top = max(map(value, best.values()))
-    intensities = {row: absence_evidence(fit) for row, (_, fit, _) in best.items()}
-    for row, (_, fit, _) in best.items():
-        allowed, groups = intensities[row]
-        table[row] = fit.gain / misfit, allowed, logsumexp(list(groups.values())) - np.log(len(groups))
-    rows = list(best)
-    table[rows] = np.maximum(table[rows] - [*table[rows, :2].max(0), 0.0], FLOOR)
-    order = sorted(best, key=lambda row: value(best[row]))
+        return Evidence(scores, table, facts, absences, (), np.zeros((0, 2)))
+    misfit = min(fit.misfit for _, fit in fits.values())
+    value = {row: score + PROFILE_WEIGHT * fit.gain / misfit for row, (score, fit) in fits.items()}
+    intensities = {row: absence_evidence(fit) for row, (_, fit) in fits.items()}
+    for row, (_, fit) in fits.items():
+        table[row] = _profile_row(fit, misfit, *intensities[row])
+    rows = list(fits)
+    best = np.where([1, 1, 0, 0, 1, 0, 0, 0], table[rows].max(0), 0.0)
+    table[rows] = np.maximum(table[rows] - best, np.where(FLOOR < 0, FLOOR, -np.inf))
+    order = sorted(fits, key=value.get)
     for row in order:  # the best lattice has the last word where two share an extinction group (trigonal and hexagonal)
-        if value(best[row]) > top - EXAMINED:
-            _, fit, cell = best[row]
-            seen = extinction_evidence(LATTICES[row], cell, fit.zero, peaks[:, :3], limits)
+        if value[row] > value[order[-1]] - EXAMINED:
+            fit = fits[row][1]
+            seen = extinction_evidence(fit.lattice, fit.metric, fit.zero, peaks[:, :3], limits)
             for k, values in enumerate((intensities[row][1], seen)):
                 absences[k, list(values)] = levelled(np.array(list(values.values())))
-    winner = best[order[-1]][1]
+    winner = fits[order[-1]][1]
     odd = unexplained_lines(peaks, winner)
-    facts[3:] = winner.misfit, winner.explained, min(odd[:, 1].sum(), 3.0)
-    lattices = tuple(
-        Lattice(
-            LATTICES[row],
-            _cell_of(best[row][1]),
-            float(value(best[row])),
-            best[row][1].zero + best[row][1].displacement,
-            winner if row == order[-1] else None,
-        )
-        for row in reversed(order)
-    )
-    return Evidence(found.score, table, facts, absences, lattices, odd)
+    facts[3:6] = winner.misfit, winner.explained, min(odd[:, 1].sum(), 3.0)
+    shift = top + QUICK_WEIGHT * quick.score.max()  # scores are against chance, values relative to the best lines
+    lattices = tuple(_lattice(fits[row][1], value[row] + shift) for row in reversed(order))
+    return Evidence(scores, table, facts, absences, lattices, odd)
+
+
+def _profile_row(fit: PawleyFit, misfit: float, allowed: float, groups: dict[int, float]) -> list[float]:
+    """What the arbiter reads of a fit, see `Evidence`; not yet relative to the best."""
+    volume = cell_volume(cell_of(fit.metric)) / LATTICE_POINTS[fit.lattice[1]]
+    absent = logsumexp(list(groups.values())) - np.log(len(groups))
+    return [fit.gain / misfit, allowed, absent, 1.0, fit.explained, misfit / fit.misfit - 1.0, np.log(len(fit.intensity)),
+            np.log(volume)]  # fmt: skip
+
+
+def _lattice(fit: PawleyFit, score: float) -> Lattice:
+    return Lattice(fit.lattice, cell_of(fit.metric), float(score), fit.zero + fit.displacement, fit)
+
+
+def decided(evidence: Evidence, peaks: np.ndarray, probability: np.ndarray) -> tuple[tuple[Lattice, ...], np.ndarray]:
+    """Lattices in the order of their probability, the first with its fit, and the lines foreign to the first.
+
+    Parameters
+    ----------
+    peaks : (n, ≥3) the peak list of the pattern
+    probability : (14,) of the Bravais lattices, all evidence weighed
+    """
+    if not evidence.lattices:
+        return (), evidence.unexplained
+    first, *others = sorted(evidence.lattices, key=lambda c: -probability[BRAVAIS_LATTICES.index(c.bravais)])
+    odd = evidence.unexplained if first is evidence.lattices[0] else unexplained_lines(peaks, first.fit)
+    return (first, *(replace(c, fit=None) for c in others)), odd
 
 
 def unexplained_lines(peaks: np.ndarray, fit: PawleyFit, reach: float = 0.8) -> np.ndarray:
@@ -195,21 +230,12 @@ def levelled(values: np.ndarray) -> np.ndarray:
     return 4.0 * np.expm1((values - values.max()) / 4.0)
 
 
-def _unfitted(found) -> tuple[Lattice, ...]:
-    """Lattices that no fit could check, best first."""
-    return tuple(
-        Lattice(LATTICES[row], conventional_cell(LATTICES[row], cell), score, zero)
-        for row, cell, zero, score in found.candidates
-        if score > found.score.max() - MARGIN
-    )
-
-
 @lru_cache(maxsize=1)
 def _announce_compilation() -> None:
-    """Say why the very first search after an installation takes half a minute."""
+    """Say why the very first search after an installation takes a minute."""
     cached = Path(search_kernels.__file__).parent.glob("__pycache__/search_kernels.*.nbi")
     if "NUMBA_CACHE_DIR" not in os.environ and not any(cached):
-        log.warning("compiling the lattice search, once per installation: about half a minute")
+        log.warning("compiling the lattice search, once per installation: about a minute")
 
 
 def _numpy(values) -> np.ndarray:
@@ -237,7 +263,9 @@ def gather_evidence(
         for p, m, r, a, b, c, d in zip(peaks, peak_mask, limits, y, mask, ratio, doublet, strict=True)
     ]
     workers = workers or os.cpu_count() or 1
-    if workers == 1 or len(jobs) == 1:
+    if workers == 1:
         return [pattern_evidence(*job) for job in jobs]
     with ThreadPoolExecutor(workers) as pool:
+        if len(jobs) == 1:
+            return [pattern_evidence(*jobs[0], pool)]
         return list(pool.map(lambda job: pattern_evidence(*job), jobs))

@@ -35,6 +35,8 @@ def _cell_text(lattice) -> str:
     a, b, c, alpha, beta, gamma = lattice.cell
     edges = {"c": f"a = {a:.4f}", "t": f"a = {a:.4f}, c = {c:.4f}", "h": f"a = {a:.4f}, c = {c:.4f}"}
     text = edges.get(lattice.bravais[0], f"a = {a:.4f}, b = {b:.4f}, c = {c:.4f}") + " Å"
+    if lattice.bravais[0] == "a":
+        return text + f", α = {alpha:.3f}°, β = {beta:.3f}°, γ = {gamma:.3f}°"
     return text + (f", β = {beta:.3f}°" if lattice.bravais[0] == "m" else "")
 
 
@@ -101,8 +103,10 @@ def _foreign(result) -> str:
 
 
 def _doubt(result) -> str:
+    from .result import UNEXPLAINED
+
     reasons = []
-    if result.unexplained[:, 1].sum() > 0.3:
+    if result.unexplained[:, 1].sum() > UNEXPLAINED:
         reasons.append("strong lines stay unexplained: a second phase, or another lattice")
     if result.lattices and FAMILIES[result.crystal_system] != result.lattices[0].bravais[0]:
         reasons.append("the best lattice is of another crystal system than the answer")

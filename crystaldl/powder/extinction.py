@@ -18,7 +18,7 @@ from scipy.special import betaln, logsumexp
 from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_members, extinction_of_group, space_group
 from .prepare import REFERENCE_WAVELENGTH
 
-_LIMIT = 14  # largest |index| in the tables of extinctions
+LIMIT = 14  # largest |index| in the tables of extinctions
 MAX_PREDICTED = 90
 #: transposed index transformations that rename the axes of a cell
 _AXES = {
@@ -49,47 +49,52 @@ def groups_of_lattice() -> dict[str, np.ndarray]:
 @lru_cache(maxsize=128)
 def absent_table(extinction: int) -> np.ndarray:
     """Whether a reflection is extinct in the standard setting: bool, indexed [h + LIMIT, k + LIMIT, l + LIMIT]."""
-    axis = np.arange(-_LIMIT, _LIMIT + 1)
+    axis = np.arange(-LIMIT, LIMIT + 1)
     hkl = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).astype(np.int32)
     group = space_group(extinction_members()[extinction][0])
     flags = np.asarray(group.operations().systematic_absences(hkl), dtype=bool)
-    return flags.reshape((2 * _LIMIT + 1,) * 3)
+    return flags.reshape((2 * LIMIT + 1,) * 3)
 
 
-def predicted_reflections(cell, lattice: str, q2_max: float):
-    """Distinct reflections of a cell (A, B, C, D) up to ``1/d² = q2_max``: hkl (n, 3) and 1/d² (n,), ascending."""
-    a, b, c, d = cell
-    reach = [
-        min(_LIMIT, int(np.sqrt(q2_max / max(v, 1e-5)) * (1.3 if lattice[0] == "m" else 1.0)) + 1)
-        for v in (a, b, c)
-    ]
-    if lattice[0] == "h":
-        reach[0] = reach[1] = min(_LIMIT, int(np.sqrt(q2_max / a) * 1.16) + 1)
-    h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")
-    hkl = np.stack([h, k, l], -1).reshape(-1, 3)
-    hkl = hkl[(hkl[:, 0] > 0) | ((hkl[:, 0] == 0) & ((hkl[:, 1] > 0) | ((hkl[:, 1] == 0) & (hkl[:, 2] > 0))))]
+def centred(hkl: np.ndarray, lattice: str) -> np.ndarray:
+    """Which reflections (n, 3) the centring of a Bravais lattice lets be seen, (n,) bool; hR obverse."""
     h, k, l = hkl.T
-    q2 = (h * h + h * k + k * k) * a + l * l * c if lattice[0] == "h" else h * h * a + k * k * b + l * l * c + h * l * d
-    centring = {
+    return {
         "I": (h + k + l) % 2 == 0,
         "F": ((h + k) % 2 == 0) & ((k + l) % 2 == 0),
         "C": (h + k) % 2 == 0,
         "R": (-h + k + l) % 3 == 0,
     }.get(lattice[1], np.ones(len(h), bool))
-    keep = centring & (q2 <= q2_max) & (q2 > 1e-5)
+
+
+def predicted_reflections(metric, lattice: str, q2_max: float):
+    """Distinct reflections of a lattice up to ``1/d² = q2_max``: hkl (n, 3) and 1/d² (n,), ascending.
+
+    ``metric`` (6,): coefficients of h², k², l², kl, hl, hk in 1/d² (Å⁻²) of the conventional cell.
+    """
+    a, b, c, d, e, f = metric
+    direct = np.linalg.inv([[a, f / 2, e / 2], [f / 2, b, d / 2], [e / 2, d / 2, c]])
+    # |h| = |r*·a| ≤ |r*| |a|
+    reach = [min(LIMIT, int(np.sqrt(q2_max * max(v, 1.0)))) for v in np.diag(direct)]
+    h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")
+    hkl = np.stack([h, k, l], -1).reshape(-1, 3)
+    hkl = hkl[(hkl[:, 0] > 0) | ((hkl[:, 0] == 0) & ((hkl[:, 1] > 0) | ((hkl[:, 1] == 0) & (hkl[:, 2] > 0))))]
+    h, k, l = hkl.T
+    q2 = h * h * a + k * k * b + l * l * c + k * l * d + h * l * e + h * k * f
+    keep = centred(hkl, lattice) & (q2 <= q2_max) & (q2 > 1e-5)
     order = np.argsort(q2[keep], kind="stable")
     return hkl[keep][order], q2[keep][order]
 
 
 def extinction_evidence(
-    lattice: str, cell, zero: float, peaks: np.ndarray, limits, tolerance: float = 0.06
+    lattice: str, metric, zero: float, peaks: np.ndarray, limits, tolerance: float = 0.06
 ) -> dict[int, float]:
     """Log-likelihood of every extinction group of a Bravais lattice, relative to the mean over them.
 
     Parameters
     ----------
     lattice : str, one of BRAVAIS_LATTICES
-    cell : (4,) A, B, C, D as in `LatticeScores`
+    metric : (6,) coefficients of h², k², l², kl, hl, hk in 1/d²
     zero : float, zero shift in degrees
     peaks : (n, 3) ln(1/d), ln relative height, ln significance
     limits : (2,) ln(1/d) of the measured range
@@ -103,7 +108,7 @@ def extinction_evidence(
     if len(groups) == 1:
         return {int(groups[0]): 0.0}
     q2_max = float(np.exp(2 * limits[1]))
-    hkl, q2 = predicted_reflections(cell, lattice, q2_max)
+    hkl, q2 = predicted_reflections(metric, lattice, q2_max)
     inside = q2 >= np.exp(2 * limits[0])
     hkl, q2 = hkl[inside], q2[inside]
     if len(q2) == 0:
@@ -153,7 +158,7 @@ def _evidence(groups, lattice, hkl, line, lines: _Lines) -> dict[int, float]:
     share = np.sqrt(np.minimum(np.bincount(line, minlength=count) / general, 1.0))
     hits, misses = lines.weight * lines.seen, lines.weight * ~lines.seen * share
     forbidden = lines.weight * np.where(lines.seen, np.log(lines.chance), np.log1p(-lines.chance))
-    indices = [np.clip(hkl @ axes.T, -_LIMIT, _LIMIT) + _LIMIT for axes in kinds]
+    indices = [np.clip(hkl @ axes.T, -LIMIT, LIMIT) + LIMIT for axes in kinds]
     out = {}
     for g in groups:
         table = absent_table(int(g))

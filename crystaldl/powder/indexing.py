@@ -46,7 +46,7 @@ class LatticeScores:
     candidates: tuple = ()
 
 
-def _reliability(ln_q, ln_height, ln_significance) -> np.ndarray:
+def reliability(ln_q, ln_height, ln_significance) -> np.ndarray:
     """Probability-like weight that a peak is a line of its own: sure against noise, not the foot of a strong line."""
     real = 1.0 / (1.0 + np.exp(-5.0 * (ln_significance - np.log(4.5))))
     near = np.abs(ln_q[:, None] - ln_q[None]) < 0.010
@@ -82,7 +82,7 @@ def lattice_scores(
     nothing = np.zeros(len(LATTICES)), np.zeros((len(LATTICES), 4))
     if len(ln_q) < 3:
         return LatticeScores(*nothing, np.zeros(len(LATTICES)), len(ln_q), 0.0)
-    real = _reliability(ln_q, ln_height, ln_significance)
+    real = reliability(ln_q, ln_height, ln_significance)
     # strong, sure lines at low angles decide
     keep = np.argsort(-(ln_height + 2.0 * np.log(np.clip(real, 1e-6, 1)) - 1.2 * (ln_q - ln_q.min())))[:lines]
     q = np.exp(2.0 * ln_q[keep])
@@ -128,4 +128,4 @@ def _distinct(scores, cells, zeros) -> tuple:
     return tuple(found)
 
 
-__all__ = ["LATTICES", "MARGIN", "LatticeScores", "lattice_scores"]
+__all__ = ["LATTICES", "MARGIN", "LatticeScores", "lattice_scores", "reliability"]

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..physics.symmetry import BRAVAIS_LATTICES
-
 
 class NPCNN(nn.Module):
     """The "no-pool CNN" of Salgado et al., npj Comput. Mater. 9:214 (2023), exactly as published.
@@ -243,7 +241,14 @@ class PowderNet(nn.Module):
 
 
 class ArbiterMember(nn.Module):
-    """One arbiter of the ensemble; see `LatticeArbiter`."""
+    """One arbiter of the ensemble; see `LatticeArbiter`.
+
+    Every lattice is judged by the same few numbers, so that few measured patterns can fit them: what the network thinks of
+    it, how it explains positions and intensities of the lines and the profile, how many lines it spends on that.
+    """
+
+    FACTS = (20.0, 10.0, 24.0, 2.0, 1.0, 0.5, 40.0, 10.0)
+    FEATURES = 12
 
     def __init__(self, hidden: int = 24, dropout: float = 0.3):
         super().__init__()
@@ -251,29 +256,43 @@ class ArbiterMember(nn.Module):
         self.register_buffer("bravais", level.bravais, persistent=False)
         self.register_buffer("extinction", level.extinction, persistent=False)
         self.register_buffer("log_prior", torch.full((230,), -math.log(230.0)))      # what stands in for a blind network
-        searched = ("aP", "cP", "cI", "cF", "tP", "tI", "hP", "hR", "oP", "oC", "oI", "oF", "mP", "mC")
-        self.register_buffer("order", torch.tensor([searched.index(b) for b in BRAVAIS_LATTICES]), persistent=False)
-        # few numbers, so that few measured patterns can fit them: trust in the network's lattices and in its choice inside
-        # one, in lines and profile (gain, intensities, absences), in the two kinds of evidence for extinction groups
-        self.trust, self.inside = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-        self.search = nn.Parameter(torch.tensor([0.5, 0.05, 0.0, 0.0]))
-        self.triclinic = nn.Parameter(torch.tensor([-1.0]))     # never searched: it starts behind the best of the others
+        self.register_buffer("scale", torch.tensor(self.FACTS), persistent=False)
+        # trust in the network's lattices, in its choice inside one, and in the prior's there
+        self.trust, self.inside, self.prior = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+        # quick and close search, gain of the profile, its intensities, what absences add to them
+        self.search = nn.Parameter(torch.tensor([0.3, 0.5, 0.03, 0.0, 0.0]))
+        # the two kinds of evidence for extinction groups, and how the pattern's quality changes their weights
         self.absences = nn.Parameter(torch.tensor([0.6, 0.5]))
-        self.mlp = nn.Sequential(nn.Linear(14 + 13 * 2 + 7, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 14))
+        self.quality = nn.Linear(len(self.FACTS) + 1, 2)
+        nn.init.zeros_(self.quality.weight)
+        nn.init.zeros_(self.quality.bias)
+        self.each = nn.Sequential(nn.Linear(self.FEATURES + len(self.FACTS) + 1 + 14, hidden), nn.GELU(), nn.Dropout(dropout),
+                                  nn.Linear(hidden, 1))
+
+    def _lattice_logits(self, lattice: Tensor, scores: Tensor, profile: Tensor, context: Tensor) -> Tensor:
+        """(B, 14) from the network's log-probabilities of lattices (B, 14) and the search."""
+        quick, close = scores[..., 0].clamp(-10, 0), scores[..., 1].clamp(-30, 0)
+        gain, allowed, absent = profile[..., 0].clamp(-60, 0), profile[..., 1].clamp(-60, 0), profile[..., 2].clamp(-10, 10)
+        fitted, explained, misfit, lines, volume = profile[..., 3:].unbind(2)
+        both = 0.5 * quick + close + 0.1 * gain
+        both = (both - both.amax(1, keepdim=True)).clamp_min(-15.0)
+        features = [quick / 5, close / 10, gain / 20, allowed / 20, absent / 5, fitted, explained.clamp(-0.5, 0) * 5,
+                    misfit.clamp(-0.5, 0) * 5, lines / 5, volume / 6, lattice.clamp_min(-8.0) / 4, both / 5]
+        which = torch.eye(14, device=lattice.device).expand(len(lattice), -1, -1)
+        rows = torch.cat([torch.stack(features, 2), context[:, None].expand(-1, 14, -1), which], 2)
+        found = (self.search * torch.stack([quick, close, gain, allowed, absent], 2)).sum(2)
+        return self.trust * lattice + found - found.amax(1, keepdim=True) + self.each(rows)[..., 0]
 
     def forward(self, logits: Tensor, scores: Tensor, profile: Tensor, facts: Tensor, absences: Tensor, blind: Tensor) -> Tensor:
         log_p = torch.where(blind[:, None], self.log_prior[None], F.log_softmax(logits, 1))
         lattice = level_log_probabilities(log_p, self.bravais, 14)
-        relative = (scores - scores.amax(1, keepdim=True)).clamp_min(-10.0)
-        both = relative + 0.1 * profile[..., 0]
-        both = (both - both.amax(1, keepdim=True)).clamp_min(-10.0)
-        scaled = facts / torch.tensor([20.0, 10.0, 24.0, 2.0, 1.0, 0.5], device=facts.device)
-        facing = [lattice.clamp_min(-8.0) / 4.0, both / 5.0, (both > -1.5).to(both), scaled, blind[:, None].to(both)]
-        found = (self.search * torch.cat([relative[..., None], profile], 2)).sum(2)
-        found = torch.cat([self.triclinic.expand(len(found), 1), found - found.amax(1, keepdim=True)], 1)
-        lattice_logits = self.trust * lattice + found[:, self.order] + self.mlp(torch.cat(facing, 1))
+        context = torch.cat([facts / self.scale, blind[:, None].to(facts)], 1)
+        lattice_logits = self._lattice_logits(lattice, scores, profile, context)
+        usual = level_log_probabilities(self.log_prior[None], self.bravais, 14)
         within = self.inside * (log_p - lattice[:, self.bravais])
-        within = within + (self.absences[:, None] * absences).sum(1)[:, self.extinction]
+        within = within + self.prior * ~blind[:, None] * (self.log_prior[None] - usual[:, self.bravais])
+        weight = self.absences * self.quality(context).exp()
+        within = within + (weight[:, :, None] * absences).sum(1)[:, self.extinction]
         norm = torch.zeros_like(lattice).index_add(1, self.bravais, within.clamp(-60, 60).exp()).clamp_min(1e-30).log()
         return (lattice_logits.log_softmax(1) - norm)[:, self.bravais] + within
 
@@ -283,9 +302,10 @@ class LatticeArbiter(nn.Module):
 
     The Bravais lattice is decided from the network's probabilities and the search's log-likelihood ratios together; the
     extinction group inside it from the network and the evidence of absent lines; the space group inside that from the
-    network alone. Small, so that it can be fitted on few measured patterns; an average over a few fits.
+    network alone. Small, so that it can be fitted on few measured patterns; an average over a few fits, each asked with the
+    network's opinion and without.
 
-    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 13), ``profile`` (B, 13, 3), ``facts`` (B, 6) and
+    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 14, 2), ``profile`` (B, 14, 8), ``facts`` (B, 8) and
     ``absences`` (B, 2, 99) of the search (see `crystaldl.powder.evidence.Evidence`); ``blind`` (B,) bool, answer without
     the network, from its prior and the search alone (drawn at random in training, so that the search can stand alone).
     """
@@ -295,7 +315,9 @@ class LatticeArbiter(nn.Module):
         self.members = nn.ModuleList([ArbiterMember(hidden, dropout) for _ in range(members)])
 
     def forward(self, logits: Tensor, scores: Tensor, profile: Tensor, facts: Tensor, absences: Tensor, blind: Tensor) -> Tensor:
-        answers = [member(logits, scores, profile, facts, absences, blind).log_softmax(1) for member in self.members]
+        search = scores, profile, facts, absences
+        alone = torch.ones_like(blind)
+        answers = [member(logits, *search, b).log_softmax(1) for member in self.members for b in (blind, alone)]
         return torch.logsumexp(torch.stack(answers), 0) - math.log(len(answers))
 
 

@@ -28,6 +28,7 @@ _FREE = {
     "h": [[1, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0]],
     "o": [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]],
     "m": [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0]],
+    "a": np.eye(6),
 }
 FREE_PARAMETERS = {k: np.array(v, float).T for k, v in _FREE.items()}
 
@@ -123,7 +124,10 @@ class _Model:
         widths = self.ln_width - np.log(0.12), self.ln_slope - np.log(0.04)
         values = np.array([self.zero, self.displacement, *widths, self.eta - 0.5])
         precision = np.array([1 / 0.05, 1 / 0.05, 1 / 1.0, 1 / 0.7, 1 / 0.3]) ** 2
-        scale = np.abs(np.linalg.pinv(self.free) @ self.metric) + 1e-3 * np.abs(self.metric).max()
+        a, b, c = self.metric[:3]
+        # the scale of a coefficient of kl, hl or hk is that of an angle of a radian, however close to 90° it is
+        sizes = np.maximum(np.abs(self.metric), np.array([a, b, c, np.sqrt(b * c), np.sqrt(a * c), np.sqrt(a * b)]))
+        scale = np.array([sizes[column > 0].min() for column in self.free.T])
         return np.concatenate([1 / (0.004 * scale) ** 2, precision]), np.concatenate([np.zeros(k), -values])
 
     def move(self, step, reach):
@@ -138,17 +142,9 @@ class _Model:
         self.eta = float(np.clip(self.eta + np.clip(step[k + 4], -0.2, 0.2), 0.0, 1.0))
 
 
-def metric_of(lattice: str, cell) -> np.ndarray:
-    """(6,) coefficients of h², k², l², kl, hl, hk from the (A, B, C, D) of the lattice search."""
-    a, b, c, d = cell
-    if lattice[0] == "h":
-        return np.array([a, a, c, 0.0, 0.0, a])
-    return np.array([a, b, c, 0.0, d, 0.0])
-
-
-def lines_of_lattice(lattice: str, cell, limits, resolution: float, most: int = MAX_LINES):
+def lines_of_lattice(lattice: str, metric, limits, resolution: float, most: int = MAX_LINES):
     """Reflections inside ``limits`` (1/d², Å⁻²) and the line each belongs to: hkl (r, 3), line (r,), number of lines."""
-    hkl, q2 = predicted_reflections(cell, lattice, limits[1])
+    hkl, q2 = predicted_reflections(metric, lattice, limits[1])
     inside = q2 >= limits[0]
     hkl, q2 = hkl[inside], q2[inside]
     if len(q2) == 0:
@@ -183,7 +179,7 @@ def pawley_fit(
     y: np.ndarray,
     mask: np.ndarray,
     lattice: str,
-    cell,
+    metric,
     zero: float = 0.0,
     *,
     ratio: float = 0.5,
@@ -195,7 +191,7 @@ def pawley_fit(
     Parameters
     ----------
     y, mask : (AXIS_POINTS,) background-subtracted intensity and which points were measured
-    lattice, cell, zero : Bravais lattice, (A, B, C, D) and zero shift as in `LatticeScores`
+    lattice, metric, zero : Bravais lattice, coefficients (6,) of h², k², l², kl, hl, hk in 1/d² (Å⁻²), zero shift (degrees)
     ratio, doublet : Kα2 over Kα1 intensity (0 for one line) and ln(λ2/λ1)
 
     Returns
@@ -208,10 +204,10 @@ def pawley_fit(
     low, high = AXIS_START + AXIS_STEP * measured[0], AXIS_START + AXIS_STEP * min(measured[-1], AXIS_POINTS - 1)
     width = typical_width(y * mask)
     bounds = [(2 * np.sin(np.radians(v / 2)) / REFERENCE_WAVELENGTH) ** 2 for v in (low + 0.5 * width, high - 0.5 * width)]
-    hkl, line, count = lines_of_lattice(lattice, cell, bounds, 0.3 * width)
+    hkl, line, count = lines_of_lattice(lattice, metric, bounds, 0.3 * width)
     if count == 0:
         return None
-    model = _Model(lattice, metric_of(lattice, cell), zero, hkl, line, count, ratio, doublet, width)
+    model = _Model(lattice, metric, zero, hkl, line, count, ratio, doublet, width)
     last = model.positions()[2][-1] + 2 * width if count == MAX_LINES else high
     points = slice(measured[0], min(int((min(last, high) - AXIS_START) / AXIS_STEP) + 1, measured[-1] + 1))
     data, good = y[points].astype(float), mask[points] > 0

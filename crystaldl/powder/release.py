@@ -18,14 +18,14 @@ from torch import nn
 
 from ..models.registry import PACKAGE_FOLDER, write_model
 from ..physics.symmetry import SYSTEM_OF_GROUP
-from .arbiter import combine, cross_validated_logits, fit_arbiter, look_alike_weight, search_table
+from .arbiter import combine, cross_validated_logits, fit_arbiter, kept_search_table, look_alike_weight
 from .crossval import FOLDS, calibrated_out_of_fold, fit_calibration, system_probabilities
 from .measured import MeasuredSet, group_folds
 from .network import NPCNN, PowderNet
 from .prepare import npcnn_input
 
 NPCNN_RANK = 96
-NAMES = {"powdernet": "powder-powdernet-v2", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v2"}
+NAMES = {"powdernet": "powder-powdernet-v2", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v3"}
 COMMAND = "crystaldl evaluate powder --shared DIR --runs DIR"
 _INPUT = "intensity on the common axis (2θ for Cu Kα1, 4–100°, step 0.02°), background removed"
 
@@ -88,7 +88,7 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
     options = {"folder": folder, "overwrite": True}
 
     logits = _out_of_fold(runs, "powdernet", fold)
-    table = search_table(measured.y, measured.mask, measured.ratio, group)
+    table = kept_search_table(runs / "search-measured.npz", measured.y, measured.mask, measured.ratio, group)
     arbiter = fit_arbiter(*combine(table.tensors(logits), group, look_alike_weight(look_alike), simulated), seed=0)
     raw = cross_validated_logits(table, logits, look_alike, fold, simulated)
     points = {key: operating_point(z, group, fold) for key, z in zip(("full", "blind"), raw, strict=True)}

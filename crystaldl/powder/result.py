@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from .cells import Cell
 
 
+#: summed height of lines foreign to the best lattice (strongest line 1) above which an answer is not confident
+UNEXPLAINED = 0.3
+
+
 @dataclass(frozen=True, eq=False)
 class Classification:
     """Crystal system, extinction group and space group of a powder pattern, with calibrated probabilities.
@@ -125,7 +129,7 @@ class Classification:
         """Unit cells of the likely lattices, refined on the pattern's own lines, best first: `crystaldl.powder.cells.Cell`.
 
         ``result.cells[0].refine(pattern)`` refines again, ``to_cif(path)`` exports. Empty where the method does not search.
-        `PowderPattern.index` searches longer, triclinic cells included.
+        `PowderPattern.index` searches longer, over more zero shifts.
         """
         from .cell_refinement import build_cell
 
@@ -133,7 +137,7 @@ class Classification:
         return tuple(
             build_cell(c.bravais, c.cell, c.zero, c.score, peaks)
             for c in self.lattices[:5]
-            if len(peaks) > {"c": 1, "t": 2, "h": 2, "o": 3, "m": 4}[c.bravais[0]]
+            if len(peaks) > {"c": 1, "t": 2, "h": 2, "o": 3, "m": 4, "a": 6}[c.bravais[0]]
         )
 
     def explain(self) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replacing", "write_bytes", "write_json", "write_text"]
+__all__ = ["plain", "replacing", "write_bytes", "write_figure", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -90,17 +90,24 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = None)
     TypeError
         Something that JSON does not hold.
     """
-    return write_text(path, json.dumps(_plain(content), ensure_ascii=False, allow_nan=False, indent=indent))
+    return write_text(path, json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=indent))
 
 
-def _plain(value: Any) -> Any:
-    """Only what strict JSON knows."""
+def write_figure(path: str | os.PathLike, figure: Any, dpi: int = 150) -> Path:
+    """Replace a file by a picture of a matplotlib figure (as PNG, the same bytes for the same figure); see `replacing`."""
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=dpi, metadata={"Software": None} if beside.suffix == ".png" else None)
+    return Path(path)
+
+
+def plain(value: Any) -> Any:
+    """Only what strict JSON knows: arrays become lists, and numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if hasattr(value, "tolist"):  # NumPy arrays and numbers
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not (-float("inf") < value < float("inf")):
         return None
     return value

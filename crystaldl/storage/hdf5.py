@@ -19,6 +19,8 @@ import numpy as np
 
 from crystaldl.errors import CrystaldlError, FileFormatError
 
+from .heaps import check_heaps, check_text
+
 __all__ = [
     "check_archive", "check_dataset", "check_members", "check_size", "checked_path", "first_line", "load", "load_npy",
     "open_hdf5", "physical_memory",
@@ -47,7 +49,7 @@ def physical_memory() -> int | None:
         return None
 
 
-def check_size(declared: int, stored: int | None, name: str, what: str) -> None:
+def check_size(declared: int, stored: int | None, name: str, what: str, *, mapped: bool = False) -> None:
     """Refuse data that a file declares but cannot hold, or that this machine cannot.
 
     Parameters
@@ -55,6 +57,8 @@ def check_size(declared: int, stored: int | None, name: str, what: str) -> None:
     declared : int, bytes in memory
     stored : int or None, bytes in the file; None where they are elsewhere (a virtual data set)
     name, what : str, of the file and the data, for the message
+    mapped : bool
+        Whether the data are left in the file: then they may be larger than the memory.
 
     Raises
     ------
@@ -66,7 +70,7 @@ def check_size(declared: int, stored: int | None, name: str, what: str) -> None:
         raise FileFormatError(
             f"{name}: {what} declares {declared:,} bytes but the file holds {stored:,} of them; expected a whole file."
         )
-    memory = physical_memory()
+    memory = None if mapped else physical_memory()
     if memory is not None and declared > memory:
         raise FileFormatError(
             f"{name}: {what} takes {declared / 1e9:.1f} GB, more than the {memory / 1e9:.1f} GB of this machine; "
@@ -112,8 +116,10 @@ def check_members(file: Any, name: str, *, load: bool = True, links: bool = True
             node = group.get(key)
             if isinstance(node, h5py.Group):
                 todo.append((node, depth + 1))
-            elif isinstance(node, h5py.Dataset) and load:
-                check_dataset(node, name)
+            elif isinstance(node, h5py.Dataset):
+                check_text(node)
+                if load:
+                    check_dataset(node, name)
 
 
 def load(node: Any) -> Any:
@@ -133,7 +139,7 @@ def load(node: Any) -> Any:
     return node[()]
 
 
-def check_dataset(node: Any, name: str) -> None:
+def check_dataset(node: Any, name: str, *, mapped: bool = False) -> None:
     """Refuse a data set that the file cannot hold, that this machine cannot, or whose numbers are in another file."""
     if node.external:
         raise FileFormatError(
@@ -141,7 +147,7 @@ def check_dataset(node: Any, name: str) -> None:
         )
     if node.size is not None:
         stored = None if node.is_virtual else int(node.id.get_storage_size())
-        check_size(int(node.size) * int(node.dtype.itemsize), stored, name, node.name)
+        check_size(int(node.size) * int(node.dtype.itemsize), stored, name, node.name, mapped=mapped)
 
 
 @contextlib.contextmanager
@@ -177,6 +183,7 @@ def open_hdf5(path: str | os.PathLike, expected: str, *, load: bool = True, link
                 "the file is empty" if path.stat().st_size == 0 else "this is not an HDF5 file, or its start is damaged"
             )
             raise FileFormatError(f"{path.name}: {found}; expected {expected}.")
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             check_members(file, path.name, load=load, links=links)
             yield file

@@ -42,7 +42,7 @@ def _alarm(*_) -> None:
     raise Hang
 
 
-def attempt(run, allowed: tuple, counts: collections.Counter) -> str | None:
+def attempt(run, allowed: tuple, counts: collections.Counter, seed: int = 0) -> str | None:
     """Run one case; what went wrong, or None."""
     began = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S)  # of the processor's time, so that a busy machine is not our subject,
@@ -65,7 +65,9 @@ def attempt(run, allowed: tuple, counts: collections.Counter) -> str | None:
         signal.alarm(0)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        counts["slowest_ms"] = max(counts["slowest_ms"], int(1e3 * (time.process_time() - began)))
+        taken = int(1e3 * (time.process_time() - began))
+        if taken > counts["slowest_ms"]:
+            counts["slowest_ms"], counts["slowest_at"] = taken, seed
     return None
 
 
@@ -84,12 +86,12 @@ def read_files(name: str, start: int, count: int) -> dict:
         path.write_bytes(whole)
         sample.read(path)
         for seed in range(start, start + count):
-            say({"at": seed})
+            say({"at": seed, "counts": counts, "bad": bad})
             way, data = damaged(whole, sample.suffix, seed)
             ways[way] += 1
             path.unlink()  # HDF5 knows files that are still open by their inodes
             path.write_bytes(data)
-            problem = attempt(lambda: sample.read(path), (CrystaldlError, FileNotFoundError), counts)
+            problem = attempt(lambda: sample.read(path), (CrystaldlError, FileNotFoundError), counts, seed)
             if problem:
                 bad.setdefault(problem, seed)
                 counts["escaped"] += 1
@@ -108,8 +110,8 @@ def make_calls(name: str, start: int, count: int) -> dict:
     except Exception as error:  # noqa: BLE001
         return {"name": name, "cases": 0, "counts": {}, "bad": {f"does not work as it is: {error!r}"[:300]: start}}
     for seed in range(start, start + count):
-        say({"at": seed})
-        problem = attempt(hostile(call, seed), (*ALLOWED, *call.also), counts)
+        say({"at": seed, "counts": counts, "bad": bad})
+        problem = attempt(hostile(call, seed), (*ALLOWED, *call.also), counts, seed)
         if problem:
             bad.setdefault(problem, seed)
             counts["escaped"] += 1
@@ -195,11 +197,12 @@ def supervise(kind: str, chosen: list[str], start: int, count: int):
         while left > 0:
             command = [sys.executable, str(HERE / "run.py"), kind, "--worker", "--only", name]
             command += ["--start", str(first), "--count", str(left)]
-            at, done = first - 1, None
+            at, done, so_far = first - 1, None, {"counts": {}, "bad": {}}
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
                 for line in process.stdout:
                     entry = json.loads(line) if line.startswith("{") else {}
-                    at = entry.get("at", at)
+                    if "at" in entry:
+                        at, so_far = entry["at"], entry
                     done = entry if "cases" in entry else done
                 error = process.stderr.read()
                 code = process.wait()
@@ -210,6 +213,7 @@ def supervise(kind: str, chosen: list[str], start: int, count: int):
                 killed[f"does not start: {error.strip().splitlines()[-1:]}"] = first
                 break
             killed[f"killed the process (status {code})"] = at
+            results.append(so_far)
             left -= at + 1 - first
             first = at + 1
         yield _merged(name, count, results, killed)
@@ -219,9 +223,10 @@ def _merged(name: str, count: int, results: list[dict], killed: dict) -> dict:
     total: collections.Counter = collections.Counter()
     bad = dict(killed)
     for result in results:
-        slowest = max(total["slowest_ms"], result["counts"].pop("slowest_ms", 0))
+        slowest = {key: result["counts"].pop(f"slowest_{key}", 0) for key in ("ms", "at")}
         total.update(result["counts"])
-        total["slowest_ms"] = slowest
+        if slowest["ms"] > total["slowest_ms"]:
+            total["slowest_ms"], total["slowest_at"] = slowest["ms"], slowest["at"]
         bad.update(result["bad"])
     return {"name": name, "cases": count, "counts": dict(total), "bad": bad}
 

@@ -20,11 +20,10 @@ from crystaldl.powder.arbiter import (
     look_alike_weight,
     search_table,
 )
-from crystaldl.powder.evidence import ARRAYS
-from crystaldl.powder.network import LatticeArbiter
+from crystaldl.powder.evidence import ARRAYS, FLOOR
+from crystaldl.powder.network import ArbiterMember, LatticeArbiter
 from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
 from crystaldl.powder.recipe import training_prior
-from crystaldl.powder.search_kernels import LATTICES
 
 BRAVAIS = bravais_of_group()
 
@@ -45,11 +44,12 @@ def problem(count: int = 240, seed: int = 0) -> tuple[SearchTable, np.ndarray]:
     group = rng.choice([14, 62, 136, 139, 166, 194, 221, 225], count)
     logits = rng.normal(0, 1.0, (count, 230)).astype(np.float32)
     logits[np.arange(count), group - 1] += 1.5
-    scores = 20 + rng.normal(0, 1, (count, 13))
-    scores[np.arange(count), [LATTICES.index(BRAVAIS_LATTICES[BRAVAIS[g - 1]]) for g in group]] += 6
-    profile = np.tile([-100.0, -100.0, 0.0], (count, 13, 1))
-    profile[np.arange(count), scores.argmax(1)] = 0.0, 0.0, 2.0
-    facts = np.stack([scores.max(1), *(np.full(count, v) for v in (12.0, 24.0, 1.2, 0.8, 0.0))], 1)
+    right = np.arange(count), BRAVAIS[group - 1]
+    scores = np.minimum(rng.normal(-6, 1, (count, 14, 2)), 0.0)
+    scores[right] = 0.0
+    profile = np.tile(FLOOR, (count, 14, 1))
+    profile[right] = 0.0, 0.0, 2.0, 1.0, 0.0, 0.0, 4.0, 5.0
+    facts = np.tile([20.0, 12.0, 24.0, 1.2, 0.8, 0.0, 40.0, 9.0], (count, 1))
     absences = rng.normal(-3, 0.3, (count, 2, 99))
     absences[np.arange(count), :, extinction_of_group()[group - 1]] += 3
     return SearchTable(scores, profile, facts, absences, group), logits
@@ -71,7 +71,7 @@ def answer(module, given, blind: bool) -> torch.Tensor:
 def test_the_networks_order_inside_a_lattice_is_kept_without_evidence():
     torch.manual_seed(0)
     logits, *rest, absences = inputs()
-    out = answer(LatticeArbiter(), (logits, *rest, torch.zeros_like(absences)), False)
+    out = answer(ArbiterMember(), (logits, *rest, torch.zeros_like(absences)), False)
     assert torch.allclose(out.exp().sum(1), torch.ones(8), atol=1e-5), "logits are log-probabilities"
     for lattice in range(14):
         inside = torch.as_tensor(np.flatnonzero(lattice == BRAVAIS))
@@ -80,6 +80,14 @@ def test_the_networks_order_inside_a_lattice_is_kept_without_evidence():
         assert torch.allclose(
             out[:, inside] - out[:, inside[:1]], logits[:, inside] - logits[:, inside[:1]], atol=2e-4
         )
+
+
+def test_an_answer_is_the_mean_of_those_with_and_without_the_network():
+    torch.manual_seed(0)
+    module, given = LatticeArbiter(members=2), inputs()
+    parts = [answer(member, given, blind).exp() for member in module.members for blind in (False, True)]
+    assert torch.allclose(answer(module, given, False).exp(), sum(parts) / 4, atol=1e-6)
+    assert torch.allclose(answer(module, given, True).exp(), (parts[1] + parts[3]) / 2, atol=1e-6)
 
 
 def test_evidence_moves_groups_inside_their_lattice_only():
@@ -210,7 +218,7 @@ def test_a_table_without_logits_survives_a_file(tmp_path):
 def test_tensors_are_single_precision():
     table, logits = problem(5)
     given = table.tensors(logits.astype(np.float64))
-    assert [tuple(t.shape) for t in given] == [(5, 230), (5, 13), (5, 13, 3), (5, 6), (5, 2, 99)]
+    assert [tuple(t.shape) for t in given] == [(5, 230), (5, 14, 2), (5, 14, 8), (5, 8), (5, 2, 99)]
     assert all(t.dtype == torch.float32 for t in given)
 
 
@@ -274,7 +282,7 @@ def test_a_table_of_drawn_patterns():
     table = search_table(
         torch.as_tensor(y, dtype=torch.float32), torch.ones(2, AXIS_POINTS), torch.zeros(2), np.array([225, 136])
     )
-    assert [LATTICES[i] for i in table.scores.argmax(1)] == ["cF", "tP"]
-    assert table.absences.shape == (2, 2, 99) and table.facts.shape == (2, 6) and table.profile.shape == (2, 13, 3)
+    assert [BRAVAIS_LATTICES[i] for i in table.profile[..., 0].argmax(1)] == ["cF", "tP"]
+    assert table.absences.shape == (2, 2, 99) and table.facts.shape == (2, 8) and table.profile.shape == (2, 14, 8)
     assert table.logits is None
     assert table.facts[:, 2].tolist() == pytest.approx([9, 15], abs=2)

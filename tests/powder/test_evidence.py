@@ -7,20 +7,24 @@ import pytest
 import torch
 
 from crystaldl.physics.lattice import metric_tensor
-from crystaldl.physics.symmetry import extinction_of_group
+from crystaldl.physics.symmetry import BRAVAIS_LATTICES, extinction_of_group
+from crystaldl.powder.bravais import cell_of, lattice_lengths, metric_of, niggli_cell
 from crystaldl.powder.evidence import (
     ARRAYS,
     EXTINCTION_GROUPS,
+    FAR,
     FLOOR,
     Profile,
-    conventional_cell,
+    decided,
     gather_evidence,
     levelled,
     pattern_evidence,
+    unexplained_lines,
 )
-from crystaldl.powder.extinction import groups_of_lattice
+from crystaldl.powder.extinction import groups_of_lattice, predicted_reflections
 from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
-from crystaldl.powder.search_kernels import LATTICES, MARGIN
+from crystaldl.powder.search_kernels import MARGIN
+from crystaldl.powder.trials import metric_of_search
 
 CELLS = {
     "aP": (5.1, 6.2, 7.3, 90, 90, 90), "mP": (5.1, 6.2, 7.3, 90, 106, 90), "mC": (9.8, 8.4, 5.3, 90, 78, 90),
@@ -99,18 +103,18 @@ def test_threads_and_tensors_change_nothing(batch, gathered):
 def test_shapes_and_order(gathered):
     for evidence in gathered:
         shapes = [getattr(evidence, k).shape for k in ARRAYS]
-        assert shapes == [(len(LATTICES),), (len(LATTICES), 3), (6,), (2, EXTINCTION_GROUPS)]
+        assert shapes == [(14, 2), (14, 8), (8,), (2, EXTINCTION_GROUPS)]
         assert all(np.isfinite(getattr(evidence, k)).all() for k in ARRAYS)
-        assert evidence.facts[0] == evidence.scores.max()
-        assert (evidence.profile >= FLOOR - [0, 0, 1e9]).all() and (evidence.profile[:, :2] <= 0).all()
+        assert (evidence.scores <= 0).all() and (evidence.scores >= [-MARGIN, -FAR]).all()
+        assert (evidence.profile[:, :2] >= FLOOR[:2]).all() and (evidence.profile[:, [0, 1, 4, 5]] <= 0).all()
+        fitted = evidence.profile[:, 3] == 1
+        assert not evidence.profile[~fitted, 2:].any() and fitted.sum() == len(evidence.lattices)
         assert (evidence.absences <= 0).all() and (evidence.absences >= -4).all()
         ranking = [c.score for c in evidence.lattices]
         assert ranking == sorted(ranking, reverse=True)
         assert len({c.bravais for c in evidence.lattices}) == len(ranking)
-        assert [c.fit is not None for c in evidence.lattices] == [k == 0 for k in range(len(ranking))]
         for lattice in evidence.lattices:
-            row = LATTICES.index(lattice.bravais)
-            assert evidence.scores[row] > evidence.facts[0] - MARGIN
+            assert lattice.fit.lattice == lattice.bravais and fitted[BRAVAIS_LATTICES.index(lattice.bravais)]
             assert (lattice.cell[:3] > 1).all() and abs(lattice.zero) < 0.4
 
 
@@ -150,8 +154,8 @@ def test_foreign_lines_are_listed():
 def test_too_few_lines_are_neutral(gathered):
     for evidence in gathered[4:]:
         assert not evidence.scores.any() and not evidence.absences.any() and evidence.lattices == ()
-        assert np.array_equal(evidence.profile, np.tile(FLOOR, (len(LATTICES), 1)))
-    assert [e.facts.tolist() for e in gathered[4:]] == [[0, 0, 2, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
+        assert np.array_equal(evidence.profile, np.tile(FLOOR, (14, 1)))
+    assert [e.facts.tolist() for e in gathered[4:]] == [[0, 0, 2, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]]
 
 
 def test_levelled_keeps_order_and_bounds():
@@ -161,14 +165,56 @@ def test_levelled_keeps_order_and_bounds():
     assert np.diff(levelled(np.array([0.0, -0.01]))) == pytest.approx(-0.01, rel=0.01)
 
 
-@pytest.mark.parametrize("bravais", CELLS)
-def test_conventional_cells_come_back(bravais):
+def test_what_weighs_most_comes_first(batch, gathered):
+    """A classification shows the lattice its probabilities favour, with its fit and the lines foreign to that one."""
+    evidence = gathered[0]
+    peaks = batch[0]["peaks"][0][batch[0]["peak_mask"][0]].astype(float)
+    other = next(c for c in evidence.lattices if c.bravais != "cF")
+    probability = np.zeros(14)
+    probability[BRAVAIS_LATTICES.index(other.bravais)] = 0.9
+    lattices, odd = decided(evidence, peaks, probability)
+    assert lattices[0].bravais == other.bravais and lattices[0].fit is other.fit
+    assert {c.bravais for c in lattices} == {c.bravais for c in evidence.lattices}
+    assert all(c.fit is None for c in lattices[1:])
+    assert np.array_equal(odd, unexplained_lines(peaks, other.fit))
+    probability[BRAVAIS_LATTICES.index("cF")] = 1.0
+    lattices, odd = decided(evidence, peaks, probability)
+    assert lattices[0].bravais == "cF" and odd is evidence.unexplained
+    assert decided(gathered[5], np.zeros((0, 4)), probability) == ((), gathered[5].unexplained)
+
+
+def triclinic_peaks(cell, count: int = 22) -> np.ndarray:
+    reflections, q2 = predicted_reflections(metric_of(cell), "aP", 0.30)
+    height = np.random.default_rng(2).uniform(-2.5, 0, count)
+    two_theta = 2 * np.arcsin(np.sqrt(q2[:count]) * REFERENCE_WAVELENGTH / 2)
+    two_theta += np.radians(np.random.default_rng(3).normal(0, 0.004, count))
+    ln_q = np.log(2 * np.sin(two_theta / 2) / REFERENCE_WAVELENGTH)
+    return np.stack([ln_q, height, height + 5, np.full(count, 0.6)], 1)
+
+
+def test_triclinic_lattices_are_found():
+    cell = (5.22, 5.98, 7.13, 93.2, 104.9, 98.4)
+    best = evidence_of(triclinic_peaks(cell)).lattices[0]
+    assert best.bravais == "aP"
+    assert lattice_lengths(niggli_cell(best.cell)) == pytest.approx(lattice_lengths(niggli_cell(cell)), rel=2e-3)
+
+
+@pytest.mark.parametrize("bravais", sorted(set(CELLS) - {"aP"}))
+def test_cells_of_the_quick_search_are_understood(bravais):
     cell = CELLS[bravais]
     g = np.linalg.inv(metric_tensor(cell))
-    assert conventional_cell(bravais, (g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 2])) == pytest.approx(cell)
+    found = metric_of_search(bravais, (g[0, 0], g[1, 1], g[2, 2], 2 * g[0, 2]))
+    assert cell_of(found) == pytest.approx(cell)
 
 
 def test_a_hexagonal_cell_needs_no_second_axis():
     """The search writes (A, A, C, 0); what stands in B and D is of no meaning there."""
     g = np.linalg.inv(metric_tensor(CELLS["hR"]))
-    assert conventional_cell("hR", (g[0, 0], g[0, 0], g[2, 2], 0.0)) == pytest.approx(CELLS["hR"])
+    assert cell_of(metric_of_search("hR", (g[0, 0], g[0, 0], g[2, 2], 0.0))) == pytest.approx(CELLS["hR"])
+
+
+def test_one_pattern_on_several_threads_is_the_same(batch, gathered):
+    """Alone, its parts run side by side; in a batch, it runs on one thread."""
+    for i in (0, 2, 3):
+        alone = {k: v[i : i + 1] for k, v in batch[0].items()}, *(a[i : i + 1] for a in batch[1:])
+        assert same(gather_evidence(*alone, workers=3)[0], gathered[i])

@@ -1,0 +1,167 @@
+"""Trial lattices of a prepared pattern: of all fourteen Bravais lattices, from one list of lines, scored alike.
+
+What the quick search proposes (`indexing`, intensities count) and what autoindexing finds (`autoindex`, positions count)
+is refined on the same lines, raised to every symmetry its metric bears, and scored by the log-likelihood of `autoindex`.
+Cells of low symmetry are looked for only where no lattice of high symmetry explains the lines convincingly.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from .autoindex import (
+    SYSTEMS,
+    IndexOptions,
+    LineTable,
+    Pool,
+    any_lattice,
+    common_zero,
+    convincing,
+    distinct,
+    high_symmetry,
+    raised,
+    ranked,
+    sift,
+)
+from .bravais import BRAVAIS, metric_of, sparser
+from .indexing import LATTICES, LatticeScores, lattice_scores, reliability
+from .prepare import AXIS_STEP, REFERENCE_WAVELENGTH
+
+__all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "side_by_side", "trial_lattices"]
+
+_OPTIONS = IndexOptions(impurities=3.0)
+#: lattices of one kind that are handed on: how many, and how far behind the best of that kind
+EACH, NEAR = 2, 6.0
+#: zero shift in degrees worth a second search
+AGAIN = 0.02
+_HIGH = tuple(s for s in SYSTEMS if s not in ("monoclinic", "triclinic"))
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A lattice as the search leaves it: ``metric`` (6,) coefficients of h², k², l², kl, hl, hk in 1/d² (Å⁻²) of the
+    conventional cell, ``zero`` shift in degrees, ``score`` log-likelihood ratio less the price of free parameters."""
+
+    bravais: str
+    metric: np.ndarray
+    zero: float
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Trial lattices of a pattern.
+
+    Attributes
+    ----------
+    found : dict of Bravais lattice → tuple of Trial, the most likely different lattices of each, best first
+    lead : float, score of the best lattice less that of the best different one
+    complete : bool, whether cells of low symmetry were looked for too
+    """
+
+    found: dict[str, tuple[Trial, ...]]
+    lead: float
+    complete: bool
+
+    def score(self) -> float:
+        """The best score of all; 0 where nothing was found."""
+        return max((own[0].score for own in self.found.values()), default=0.0)
+
+
+def metric_of_search(lattice: str, cell) -> np.ndarray:
+    """(6,) coefficients of h², k², l², kl, hl, hk from the (A, B, C, D) of the quick search."""
+    a, b, c, d = cell
+    if lattice[0] == "h":
+        return np.array([a, a, c, 0.0, 0.0, a])
+    return np.array([a, b, c, 0.0, d, 0.0])
+
+
+def line_table_of(peaks: np.ndarray) -> LineTable:
+    """Lines of the autoindexing from the peak list (n, 4) of `crystaldl.powder.prepare.find_peaks`."""
+    order = np.argsort(peaks[:, 0])
+    ln_q, ln_height, ln_significance, ln_width = peaks[order, :4].T
+    two_theta = np.degrees(2 * np.arcsin(np.clip(np.exp(ln_q) * REFERENCE_WAVELENGTH / 2, 0, 0.999)))
+    # the error of a maximum is about its width over the ratio of signal to noise
+    sigma = np.clip(AXIS_STEP * np.exp(ln_width - ln_significance), 0.002, 0.05)
+    return LineTable(two_theta, sigma, reliability(ln_q, ln_height, ln_significance), REFERENCE_WAVELENGTH, order)
+
+
+def _seeds(quick: LatticeScores) -> Pool:
+    """The candidates of the quick search."""
+    if not quick.candidates:
+        return Pool()
+    names = [LATTICES[row] for row, *_ in quick.candidates]
+    g = np.array([metric_of_search(name, cell) for name, (_, cell, _, _) in zip(names, quick.candidates, strict=True)])
+    zero, score = (np.array([c[k] for c in quick.candidates]) for k in (2, 3))
+    return Pool(g, zero, np.array(names, "U2"), score)
+
+
+def side_by_side(pool: Executor | None, *jobs):
+    """Results of functions without arguments, run on the threads of a pool where there is one."""
+    return [job() for job in jobs] if pool is None else list(pool.map(lambda job: job(), jobs))
+
+
+def trial_lattices(peaks: np.ndarray, pool: Executor | None = None) -> tuple[LatticeScores, Trials]:
+    """Search and score lattices: what the quick search says, and all trials refined together.
+
+    Parameters
+    ----------
+    peaks : (n, 4) as `crystaldl.powder.prepare.find_peaks` gives them
+    pool : Executor, optional
+        Threads for parts of the search; they change nothing but the time.
+    """
+    if len(peaks) < 4:
+        return lattice_scores(peaks), Trials({}, 0.0, False)
+    lines, complete = line_table_of(peaks), False
+    few = lines.head(_OPTIONS.lines)
+    quick, high = side_by_side(pool, lambda: lattice_scores(peaks), lambda: high_symmetry(few, 0.0, _HIGH))
+    cells = sift(_seeds(quick) + high, lines, _OPTIONS)
+    lifted = raised(cells, lines, _OPTIONS) if len(cells) else cells
+    found = ranked(lifted, _OPTIONS)
+    if not convincing(found, lines, _OPTIONS, 40.0, 6.0):
+        complete = True
+        cells += _low_symmetry(lines, few, 0.0, pool)
+        lifted = raised(cells, lines, _OPTIONS) if len(cells) else cells
+        found = ranked(lifted, _OPTIONS)
+        zero = common_zero(found)  # with it, the right lattice may come out
+        if abs(zero) > AGAIN and not convincing(found, lines, _OPTIONS, 30.0, 8.0):
+            cells += _low_symmetry(lines, few, zero, pool)
+            lifted = raised(cells, lines, _OPTIONS)
+            found = ranked(lifted, _OPTIONS)
+    lifted += _smaller(found, lines)
+    found = ranked(lifted, _OPTIONS)
+    lead = found[0].score - found[1].score if len(found) > 1 else 0.0
+    return quick, Trials({name: own for name in BRAVAIS if (own := _of_lattice(lifted, name))}, lead, complete)
+
+
+def _low_symmetry(lines: LineTable, few: LineTable, zero: float, pool: Executor | None) -> Pool:
+    """Triclinic and monoclinic cells from lines with a zero shift taken off."""
+    parts = side_by_side(
+        pool,
+        lambda: sift(any_lattice(lines, zero, _OPTIONS), lines, _OPTIONS),
+        lambda: sift(high_symmetry(few, zero, ("monoclinic",)), lines, _OPTIONS),
+    )
+    return parts[0] + parts[1]
+
+
+def _of_lattice(pool: Pool, name: str) -> tuple[Trial, ...]:
+    """The best lattices of one kind."""
+    own = pool[pool.bravais == name]
+    best = distinct(own[own.score > own.score.max(initial=0.0) - NEAR], EACH)[0] if len(own) else own
+    return tuple(Trial(name, best.g[i], float(best.zero[i]), float(best.score[i])) for i in range(len(best)))
+
+
+def _smaller(found, lines: LineTable) -> Pool:
+    """Smaller cells than the best ones whose lines suffice, in every symmetry they bear."""
+    cells = [(lattice.zero, cell) for lattice in found[:4] for n in (2, 3) for cell in sparser(lattice.niggli, n)]
+    if not cells:
+        return Pool()
+    g = np.array([metric_of(cell) for _, cell in cells])
+    trials = Pool(g, np.array([zero for zero, _ in cells]), np.full(len(g), "aP"), np.zeros(len(g)))
+    trials = trials.improve(lines.head(2 * _OPTIONS.lines), _OPTIONS, (0.012, 0.008), 3.0, 4)
+    trials = trials[trials.score > 0.6 * found[0].score].best(8)
+    return raised(trials, lines, _OPTIONS, 8) if len(trials) else trials
+
