@@ -265,9 +265,11 @@ def read_mdhisto(file, path) -> Grid:
 
 
 def _oriented_lattice(file):
+    import h5py
+
     for key in file["MDHistoWorkspace"]:
         found = file.get(f"MDHistoWorkspace/{key}/sample/oriented_lattice")
-        if found is not None:
+        if isinstance(found, h5py.Group):
             return found
     return None
 

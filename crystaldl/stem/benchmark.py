@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .abtem_waves import exit_waves
 from .bank import HELD_OUT_VOLTAGES
 from .disks import find_disks
 from .electrons import coupling, gaussians, wavelength
@@ -105,17 +106,17 @@ def _supercell(edges, semiangle: float, voltage: float):
 
 
 def multislice_patterns(
-    crystal: tuple, semiangle: float, rng: np.random.Generator, *, voltage: float = HELD_OUT_VOLTAGES[0],
-    dose: float = 1e5, draws: int = 2, strain: float | tuple = 0.01, tilt: float = 1e-3, background: float = 0.1,
-    radius: float = RADIUS,
+    crystal: tuple, semiangle: float, rng: np.random.Generator, *, dose: float = 1e5, draws: int = 2,
+    strain: float | tuple = 0.01, tilt: float = 1e-3, background: float = 0.1, radius: float = RADIUS, simulator: str = "own",
 ) -> Known:
     """Patterns of one crystal at every thickness of `THICKNESSES`, ``draws`` each, with random strain, shift and counts.
 
-    ``semiangle`` and ``tilt`` (Rayleigh parameter) in rad, ``voltage`` in kV, ``dose`` in electrons; ``background``:
+    ``semiangle`` and ``tilt`` (Rayleigh parameter) in rad, ``dose`` in electrons; ``background``:
     share of the electrons in a smooth tail; ``strain``: standard deviation, or the two components; ``radius``: of the
-    disks, px.
+    disks, px; ``simulator``: ``"own"`` or ``"abtem"`` (`crystaldl.stem.abtem_waves`).
     """  # fmt: skip
     name, edges, numbers, positions, b_iso = crystal
+    voltage = HELD_OUT_VOLTAGES[0]
     wave = wavelength(voltage)
     repeat, grid = _supercell(edges, semiangle, voltage)
     slab = make_slab(edges, numbers, positions, grid, voltage=voltage, b_iso=b_iso, dz=2.0, absorption=0.04, repeat=repeat)
@@ -123,7 +124,11 @@ def multislice_patterns(
     k = size * np.array([np.sin(angle), np.cos(angle)])
     # moving the aperture tilts the beam; the pattern is recentred on it below
     incident = convergent_probe(slab, semiangle, edge=0.08, tilt=tuple(k))
-    exits = propagate(slab, incident[None], [10 * t for t in THICKNESSES])[:, 0]
+    depths = [10 * t for t in THICKNESSES]
+    if simulator == "abtem":
+        exits = exit_waves(crystal, repeat, slab.shape, incident, depths, voltage)
+    else:
+        exits = propagate(slab, incident[None], depths)[:, 0]
     pixel = semiangle / wave / radius
     g, u = cell_factors(edges, numbers, positions, b_iso, voltage, 0.75 * min(SHAPE) * pixel)
     rows = []
@@ -260,8 +265,6 @@ def measured_strain(known: Known, i: int, found: Found, weighting: str) -> np.nd
     if len(np.unique(nearest[keep])) < 6:
         return None
     weight = {"intensity": score**2, "none": np.ones(len(score)), "sigma": 1 / (sigma**2).mean(1)}[weighting][keep]
-    if weighting == "sigma":  # no disk is better than the model that describes it
-        weight = 1 / (1 / weight + 0.03**2)
     matrix = fit_lattice(known.g[nearest[keep]], positions[keep], weight, weighting == "sigma") / known.unstrained
     e = 0.5 * (matrix + matrix.T) - np.eye(2)
     return np.array([e[0, 0], e[1, 1], e[0, 1]])

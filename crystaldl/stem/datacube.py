@@ -214,7 +214,7 @@ class DataCube(py4DSTEM.DataCube):
         if isinstance(probe, str):
             if probe != "auto":
                 raise DataError(f"probe is {probe!r}; expected 'auto', an array, or a py4DSTEM Probe.")
-            return probe_from_scan(sample_patterns(self.data))
+            probe = probe_from_scan(sample_patterns(self.data))
         probe = Probe.coerce(probe)
         check_probe(probe, self.Qshape)
         return probe

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, UnknownModelError
-from .correlate import Candidates, fill_unmeasured, local_maxima, thin
+from .correlate import Candidates, fill_unmeasured, local_maxima, parabola, thin
 from .network import STRIDE, DiskNet, FCUNet, fused
 from .options import DiskOptions
 from .prepare import Preparer
@@ -21,8 +21,9 @@ from .probe import Probe
 LOW = 0.05  # candidates of lower confidence are never looked at
 THRESHOLD = 0.5  # operating points of networks without a card: of a probability,
 FCUNET_THRESHOLD = 0.1  # and of |V_g|
-FCUNET_SIZE = 256
 FCUNET_PASSES = 1
+FCUNET_MOST = 1024  # px: larger patterns would lose their disks in scaling
+FCUNET_RADIUS = 6.5  # px, of the largest disks it is trained on
 
 
 def detector(model, network, probe: Probe, shape, options: DiskOptions, device):
@@ -138,34 +139,28 @@ def select(c: Candidates, count: int, spacing: float, options: DiskOptions, radi
 class FCUNetDetector:
     """Proposes disks by an `FCUNet`: maxima of its image of |V_g|.
 
-    The published network reads 256 × 256 px; other patterns are cut or padded about their middle after scaling so that
-    the whole pattern fits. With several passes, dropout stays on and the images are averaged.
+    The network reads patterns of one size: others are scaled so that the whole pattern fits, its disks no larger than
+    those it was trained on, and padded about their middle. With several passes, dropout stays on and the images are
+    averaged.
     """
 
     def __init__(self, network: FCUNet, probe: Probe, shape, options: DiskOptions, device, passes: int = 1):
-        step = 2**network.levels
-        if max(shape) > 4 * FCUNET_SIZE:
-            raise DataError(f"patterns have {shape[0]} × {shape[1]} px; FCU-Net takes at most {4 * FCUNET_SIZE} px.")
+        if max(shape) > FCUNET_MOST:
+            raise DataError(f"patterns have {shape[0]} × {shape[1]} px; FCU-Net takes at most {FCUNET_MOST} px.")
         self.network, self.passes, self.options, self.radius, self.shape = network, passes, options, probe.radius, shape
-        self.factor = min(1.0, FCUNET_SIZE / max(shape))
-        self.size = [max(step, -(-round(n * self.factor) // step) * step) for n in shape]
+        factor = min(1.0, network.size / max(shape), FCUNET_RADIUS / probe.radius)
+        self.scaled = [max(1, round(n * factor)) for n in shape]
+        self.corner = [(network.size - n) // 2 for n in self.scaled]
         half = min(shape) // 2 - 1
         patch = torch.as_tensor(probe.patch(half), dtype=torch.float32, device=device)
-        self.probe = self._fit(patch[None])
-
-    def _fit(self, images: Tensor) -> Tensor:
-        """Scale, then centre in the network's size with zeros around."""
-        if self.factor < 1:
-            images = torch.nn.functional.interpolate(
-                images[:, None], scale_factor=self.factor, mode="bilinear", antialias=True, align_corners=False
-            )[:, 0]
-        top, left = ((n - m) // 2 for n, m in zip(self.size, images.shape[1:], strict=True))
-        bottom, right = (n - m - o for n, m, o in zip(self.size, images.shape[1:], (top, left), strict=True))
-        return torch.nn.functional.pad(images, (left, right, top, bottom))
+        # an odd number of pixels, the middle one on the pixel that the Fourier transform counts from
+        middle = min(round(factor * half), (network.size - 1) // 2)
+        patch = _scaled(patch[None], [2 * middle + 1] * 2)
+        self.probe = _placed(patch, [network.size // 2 - middle] * 2, network.size)
 
     def image(self, patterns: Tensor) -> Tensor:
         """The network's image of |V_g| in its own pixels, (B, h, w)."""
-        p = self._fit(fill_unmeasured(patterns))
+        p = _placed(_scaled(fill_unmeasured(patterns), self.scaled), self.corner, self.network.size)
         probe = self.probe.expand(len(p), -1, -1)
         sample = self.passes > 1
         return torch.stack([self.network(p, probe, sample=sample) for _ in range(self.passes)]).mean(0)
@@ -173,11 +168,24 @@ class FCUNetDetector:
     def __call__(self, patterns: Tensor) -> Candidates:
         with torch.inference_mode():
             image = self.image(patterns)
-        spacing = self.options.spacing(self.radius) * self.factor
-        found = local_maxima(image, spacing, self.options.max_disks, 0.0, 0.2 * LOW)
-        scaled = [round(n * self.factor) for n in self.shape]
-        corner = torch.tensor([(n - m) // 2 for n, m in zip(self.size, scaled, strict=True)], device=image.device)
-        positions = (found.positions - corner + 0.5) / self.factor - 0.5
-        confidence = found.strength.clamp(0, 1)
-        candidates = Candidates(found.pattern, positions, found.strength, confidence)
-        return select(candidates, len(patterns), spacing / self.factor, self.options, self.radius, self.shape)
+        factor = torch.tensor([n / m for n, m in zip(self.scaled, self.shape, strict=True)], device=image.device)
+        corner = torch.tensor(self.corner, device=image.device)
+        spacing = self.options.spacing(self.radius)
+        found = local_maxima(image, spacing * float(factor.min()), self.options.max_disks, 0.0, 0.2 * LOW)
+        refined, strength = parabola(image, found)
+        positions = (refined - corner + 0.5) / factor - 0.5
+        candidates = Candidates(found.pattern, positions, strength, strength.clamp(0, 1))
+        return select(candidates, len(patterns), spacing, self.options, self.radius, self.shape)
+
+
+def _scaled(images: Tensor, size: list[int]) -> Tensor:
+    """Images (B, H, W) at another, smaller size."""
+    if list(images.shape[1:]) == size:
+        return images
+    return torch.nn.functional.interpolate(images[:, None], size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
+
+
+def _placed(images: Tensor, corner: list[int], size: int) -> Tensor:
+    """Images (B, h, w) with zeros around them, (B, size, size), their first pixel at ``corner``."""
+    bottom, right = (size - n - o for n, o in zip(images.shape[1:], corner, strict=True))
+    return torch.nn.functional.pad(images, (corner[1], right, corner[0], bottom))

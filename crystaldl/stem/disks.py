@@ -18,9 +18,8 @@ from .probe import Probe
 __all__ = ["METHODS", "DiskOptions", "Disks", "Probe", "find_disks"]
 
 METHODS = ("fcunet", "correlation")
-# Measured on multislice patterns: what fits miss beyond their sigma (in radii), networks' errors over their sigma, and
-# how far the two miss together.
-MODEL_ERROR, NETWORK_SIGMA_FACTOR, CORRELATION = 0.005, 1.5, 0.6
+# Measured on multislice patterns: networks' errors over their sigma, and how far fit and network miss together.
+NETWORK_SIGMA_FACTOR, CORRELATION = 1.5, 0.6
 PIXELS_AT_ONCE = {"cpu": 32 * 256 * 256, "cuda": 512 * 256 * 256, "mps": 64 * 256 * 256}
 
 
@@ -232,7 +231,7 @@ class _Measure:
                 confidence = 1 / (1 + (4.0 / fit.significance.clamp_min(1e-3)) ** 4)
             else:
                 keep = fit.significance >= (1.0 if least is None else least)
-                positions, sigma = combined(fit, found, self.radius)
+                positions, sigma = combined(fit, found)
         if confidence is None:
             top = torch.zeros(len(patterns), device=patterns.device).scatter_reduce(
                 0, found.pattern, intensity, "amax", include_self=True
@@ -269,19 +268,18 @@ class _Measure:
         return out
 
 
-def combined(fit, found, radius: float):
+def combined(fit, found):
     """Mean of fitted and proposed positions by their uncertainties, and its own; the proposal's where the fit failed.
 
     Networks that know their uncertainty add a little where counts are few or the filling is wild. Both see the same
     electrons, so their errors are correlated (`CORRELATION`), and the mean is hardly more certain than the better one.
-    ``radius``: of the disks, px.
     """
     import torch
 
     if found.sigma is None:
         return fit.positions, fit.sigma
     own = NETWORK_SIGMA_FACTOR * found.sigma
-    a, b = 1 / (fit.sigma**2 + (MODEL_ERROR * radius) ** 2), own**-2
+    a, b = fit.sigma**-2, own**-2
     share = torch.where(fit.ok[:, None], a / (a + b), torch.zeros_like(a))
     positions = share * fit.positions + (1 - share) * found.positions
     x, y = share * fit.sigma, (1 - share) * found.sigma

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import abtem_waves
 from .bank import DiskBank
 from .benchmark import (
     SEMIANGLES,
@@ -32,6 +33,7 @@ from .recipe import EVALUATION_BANK, bank_in
 from .simulate import Patterns, SceneOptions, simulate
 
 FALSE_POSITIVES = (0, 1, 3)  # in each pattern
+ABTEM_CRYSTALS = 4  # at most, of the patterns by abTEM
 POSITION_SHARE = 1e-3  # of the electrons: positions are compared on disks brighter than this, faint ones are noise
 
 
@@ -245,11 +247,27 @@ def compare(networks: dict, out: Path, crystals: int = 12, patterns: int = 160, 
     return rows
 
 
+def shipped_networks() -> dict:
+    """The networks of the package by name, the default first, in evaluation mode."""
+    from ..models.registry import available, default
+    from .detect import _load
+
+    names = available("stem")
+    return {name: _load(name, "cpu")[0] for name in sorted(names, key=lambda n: n != default("stem"))}
+
+
 def evaluate_command(args) -> str:
-    """``crystaldl evaluate stem``: the table, for the shipped models or the training runs under ``--runs``."""
+    """``crystaldl evaluate stem``: the tables, for the shipped models and the training runs under ``--runs``."""
     if getattr(args, "threads", None):
         torch.set_num_threads(args.threads)
-    runs = Path(args.runs)
-    networks = {path.name: load_network(path) for path in sorted(runs.iterdir()) if (path / "checkpoint").is_dir()}
-    rows = compare(networks, runs)
-    return "Strain RMS (percent) by thickness; recall with that many false positives in a pattern\n" + table(rows) + "\n"
+    runs, crystals = Path(args.runs), getattr(args, "crystals", 12)
+    runs.mkdir(parents=True, exist_ok=True)
+    trained = {path.name: load_network(path) for path in sorted(runs.iterdir()) if (path / "checkpoint").is_dir()}
+    networks = shipped_networks() | trained
+    text = "Strain RMS (percent) by thickness; recall with that many false positives in a pattern\n"
+    text += table(compare(networks, runs, crystals, getattr(args, "patterns", 160))) + "\n"
+    if not abtem_waves.available():
+        return text + "\nPatterns by abTEM: left out, since abTEM is not installed (pip install abtem)\n"
+    known = list(benchmark(min(crystals, ABTEM_CRYSTALS), simulator="abtem"))
+    rows = {entry.name: strain_scores(known, entry) for entry in entries(networks)}
+    return text + "\nPatterns by abTEM\n" + table(rows) + "\n"

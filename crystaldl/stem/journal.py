@@ -39,6 +39,7 @@ class Journal:
     ----------
     path : Path
     records : list of dict of arrays, the blocks that were finished before
+    blocks : int, finished blocks in the file
 
     Raises
     ------
@@ -49,17 +50,20 @@ class Journal:
     def __init__(self, out: Path, key: str):
         self.path = journal_path(out)
         self.records: list[dict[str, np.ndarray]] = []
-        if self.path.exists() and self.path.stat().st_size:
-            good = self._read(key)
-            self._file = open(self.path, "r+b")  # noqa: SIM115 (open for as long as the run)
-            self._file.truncate(good)
-            self._file.seek(good)
-        else:
-            self._file = open(self.path, "wb")  # noqa: SIM115
-            self.append(key=np.frombuffer(key.encode(), dtype=np.uint8))
+        good = self._read(key) if self.path.exists() else 0
+        self._file = open(self.path, "r+b" if good else "wb")  # noqa: SIM115 (open for as long as the run)
+        self._file.truncate(good)
+        self._file.seek(good)
+        if not good:
+            self._write(key=np.frombuffer(key.encode(), dtype=np.uint8))
+        self.blocks = len(self.records)
 
     def append(self, **arrays) -> None:
-        """Write one record and see it onto the disk."""
+        """Write the record of one block and see it onto the disk."""
+        self._write(**arrays)
+        self.blocks += 1
+
+    def _write(self, **arrays) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         content = buffer.getvalue()
@@ -68,7 +72,10 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; one without any finished block is of no use and goes."""
         self._file.close()
+        if not self.blocks:
+            self.path.unlink(missing_ok=True)
 
     def _read(self, key: str) -> int:
         """Load the whole records; returns the length of the file up to the last of them."""

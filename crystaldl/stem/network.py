@@ -196,19 +196,25 @@ class FCUNet(nn.Module):
     Parameters
     ----------
     filters : int
-        Complex filters F of the first level; level l has ``min(F 2^l, 256)``. The published weights' F is not known.
+        Complex filters F of the first level; level l has ``min(F 2^l, widest)``. The published weights' F is not known.
     depth : int
         Convolutions a block.
     levels : int
         Times the size is halved; the pattern's sides must be multiples of ``2^levels``.
     dropout : float
         Monte-Carlo dropout: always on in the published network. Here on while training, and on request.
+    widest : int
+        Most filters of a level: 256 as published, less in a compact network.
+    size : int
+        Side of the patterns it is trained for, px: in Fourier space the size is the sampling, to which the weights belong.
     """
 
-    def __init__(self, filters: int = 16, depth: int = 2, levels: int = 7, dropout: float = 0.1):
+    def __init__(
+        self, filters: int = 16, depth: int = 2, levels: int = 7, dropout: float = 0.1, widest: int = 256, size: int = 256
+    ):
         super().__init__()
-        widths = [min(filters * 2**i, 256) for i in range(levels + 1)]
-        self.levels = levels
+        widths = [min(filters * 2**i, widest) for i in range(levels + 1)]
+        self.levels, self.size = levels, size
         self.first = _ComplexBlock(1, widths[0], depth, dropout)
         self.encoder = nn.ModuleList(
             _ComplexBlock(a, b, depth, dropout) for a, b in zip(widths, widths[1:], strict=False)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, FileFormatError
-from ..storage.hdf5 import check_archive, load, load_npy, open_hdf5
+from ..storage.hdf5 import check_archive, check_dataset, load, load_npy, open_hdf5
 
 MEMORY = ("RAM", "MEMMAP")
 _HDF5 = (".h5", ".hdf5", ".emd", ".py4dstem", ".hspy", ".nxs", ".hdf")
@@ -204,6 +204,7 @@ def _read_emd(path: Path, mem: str, dataset):
         if calibration is not None:
             calibration._params.pop("_target_paths", None)
             calibration._params.pop("_root_treepath", None)
+        check_dataset(node["data"], path.name, mapped=mem == "MEMMAP")
         data = node["data"] if mem == "MEMMAP" else load(node["data"])
         return DataCube(data, name=node.name.rsplit("/", 1)[-1], calibration=calibration)
 
@@ -224,6 +225,10 @@ def _kept_open(path: Path, mem: str):
 
 
 def _is_cube(node) -> bool:
+    import h5py
+
+    if not isinstance(node, h5py.Group):
+        return False
     name = node.attrs.get("python_class", "")
     return (name.decode() if isinstance(name, bytes) else str(name)) == "DataCube" and "data" in node
 
@@ -240,12 +245,14 @@ def _read_any_hdf5(path: Path, mem: str, dataset) -> Scan:
     with _kept_open(path, mem) as file:
         file.visititems(note)
         data = file[_chosen(shapes, dataset, path.name)]
+        check_dataset(data, path.name, mapped=mem == "MEMMAP")
         if mem == "MEMMAP" and data.ndim == 4:
             return Scan(data)
         if mem == "MEMMAP":
             import dask.array as da
 
-            return Scan(_squeezed(da.from_array(data, chunks=data.chunks or "auto")))
+            # blocks of many of the file's chunks: a file may have millions of these
+            return Scan(_squeezed(da.from_array(data, chunks="auto")))
         data = load(data)
         return Scan(_squeezed(data.astype(data.dtype.newbyteorder("="))))
 

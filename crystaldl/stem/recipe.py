@@ -14,16 +14,29 @@ from .bank import DiskBank, build_bank
 from .disks import find_disks
 from .network import DiskNet, FCUNet
 from .options import DiskOptions
-from .stream import StreamOptions, disknet_batch, draw_patterns, fcunet_batch, mixed
+from .stream import (
+    StreamOptions,
+    disknet_batch,
+    draw_fcunet_scene,
+    draw_patterns,
+    draw_scene,
+    fcunet_batch,
+    mixed,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 NETWORKS = {"disknet": DiskNet, "fcunet": FCUNet}
 FULL_BANK, SMOKE_BANK = 2000, 12
 EVALUATION_BANK, EVALUATION_BATCHES = 120, 6
-SMOKE_ARGUMENTS = {"disknet": {"widths": (8, 8, 16, 16)}, "fcunet": {"filters": 2, "depth": 1, "levels": 4}}
-FULL_ARGUMENTS = {"disknet": {}, "fcunet": {"filters": 4, "depth": 2}}
-FCUNET_SIZE = 128
+SMOKE_ARGUMENTS = {
+    "disknet": {"widths": (8, 8, 16, 16)},
+    "fcunet": {"filters": 2, "depth": 1, "levels": 4, "widest": 16, "size": 96},
+}
+# FCU-Net in a compact width: 1.4 M parameters; the published one has at least seven times as many
+FULL_ARGUMENTS = {"disknet": {}, "fcunet": {"filters": 4, "dropout": 0.0, "widest": 64, "size": 128}}
+BATCH = {"disknet": 16, "fcunet": 4}
+RATES = {"disknet": 2e-3, "fcunet": 5e-3}
 SCENES = 4  # of a batch
 
 
@@ -53,6 +66,9 @@ class StemTask:
             self._on[key] = self.bank.to(device)
         return self._on[key]
 
+    def _scene_of(self):
+        return draw_fcunet_scene if self.settings.network == "fcunet" else draw_scene
+
     # ------------------------------------------------------------------ what the loop calls
 
     def model(self) -> nn.Module:
@@ -66,13 +82,12 @@ class StemTask:
         return torch.optim.AdamW(groups, lr=self.settings.learning_rate, betas=(0.9, 0.99))
 
     def batch(self, step: int, rank: int, world: int, device) -> dict:
-        parts = []
+        parts, fcunet = [], self.settings.network == "fcunet"
         for number in range(self.settings.stream.scenes):
             options, at = self.settings.stream.of_scene(step, number)
-            patterns = draw_patterns(self._bank(device), options, at, rank, device)
-            fcunet = self.settings.network == "fcunet"
-            parts.append(fcunet_batch(patterns, FCUNET_SIZE, device) if fcunet else disknet_batch(patterns, device))
-        if self.settings.network == "fcunet":
+            patterns = draw_patterns(self._bank(device), options, at, rank, device, scene_of=self._scene_of())
+            parts.append(fcunet_batch(patterns, options.size, device) if fcunet else disknet_batch(patterns, device))
+        if fcunet:
             return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
         return mixed(parts)
 
@@ -85,7 +100,8 @@ class StemTask:
         if self.held_out is None:
             return {}
         options = StreamOptions(self.settings.stream.size, 16, seed=91)
-        return detection_figures(model, self.held_out.to(device), options, self.settings.evaluation_batches, device)
+        batches = self.settings.evaluation_batches
+        return detection_figures(model, self.held_out.to(device), options, batches, device, self._scene_of())
 
 
 def disknet_loss(out: dict[str, Tensor], batch: dict) -> tuple[Tensor, dict]:
@@ -116,12 +132,14 @@ def fcunet_loss(image: Tensor, target: Tensor) -> tuple[Tensor, dict]:
     return error / target.square().mean().clamp_min(1e-12), {"mse": error.detach()}
 
 
-def detection_figures(model, bank: DiskBank, options: StreamOptions, batches: int, device) -> dict[str, float]:
+def detection_figures(
+    model, bank: DiskBank, options: StreamOptions, batches: int, device, scene_of=draw_scene
+) -> dict[str, float]:
     """Recall, precision, position errors (px) and correlation with ln |V_g| on simulated patterns kept out of training."""
     found = hits = truths = 0
     errors, proposed, ranks = [], [], []
     for step in range(batches):
-        p = draw_patterns(bank, options, step, 0, device, held_out=True)
+        p = draw_patterns(bank, options, step, 0, device, held_out=True, scene_of=scene_of)
         for refine, errors_to in ((False, proposed), (True, errors)):
             disks = find_disks(
                 p.patterns.cpu().numpy(), p.probe, network=model, device=str(device), options=DiskOptions(refine=refine)
@@ -225,13 +243,13 @@ def task_for(network: str, size: str, out: Path, seed: int = 0, bank: int | None
         raise ValueError(f"model is {network!r}; expected one of {', '.join(NETWORKS)}.")
     if size not in ("smoke", "full"):
         raise ValueError(f"size is {size!r}; expected 'smoke' or 'full'.")
-    rate = {"disknet": 2e-3, "fcunet": 3e-3}[network]
+    rate, arguments = RATES[network], (SMOKE_ARGUMENTS if size == "smoke" else FULL_ARGUMENTS)[network]
+    pixels = arguments.get("size", 96 if size == "smoke" else 160)
     if size == "smoke":
-        stream = StreamOptions(size=96, batch_size=4, seed=seed, scenes=2)
-        settings = Settings(network, SMOKE_ARGUMENTS[network], stream, rate, evaluation_batches=1)
+        stream = StreamOptions(pixels, 4, seed, scenes=2)
+        settings = Settings(network, arguments, stream, rate, evaluation_batches=1)
         return StemTask(settings, build_bank(SMOKE_BANK, seed, beams=40), build_bank(4, seed, evaluation=True, beams=40))
-    batch = 16 if network == "disknet" else 8
-    settings = Settings(network, FULL_ARGUMENTS[network], StreamOptions(160, batch, seed, SCENES), rate)
+    settings = Settings(network, arguments, StreamOptions(pixels, BATCH[network], seed, SCENES), rate)
     train = bank_in(out / "banks", bank or FULL_BANK, seed)
     return StemTask(settings, train, bank_in(out / "banks", EVALUATION_BANK, 1, evaluation=True))
 

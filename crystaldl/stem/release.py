@@ -1,4 +1,4 @@
-"""From a training run to a shipped DiskNet: weights and card.
+"""From a training run to a shipped network: weights and card.
 
 ``python -m crystaldl.stem.release --run DIR`` takes the averaged weights of ``crystaldl train stem --out DIR``, measures them
 on patterns that neither training nor tuning has seen, and writes both into the package. ``--measure NAME`` measures a model
@@ -22,17 +22,17 @@ from ..models.registry import PACKAGE_FOLDER, ModelCard, write_model
 from ..storage.atomic import write_text
 from .bank import build_bank
 from .benchmark import benchmark
-from .detect import THRESHOLD
+from .detect import FCUNET_THRESHOLD, THRESHOLD
 from .evaluate import Scores, corrupted_patterns, entries, load_network, recall_at, strain_scores
-from .network import DiskNet
-from .recipe import detection_figures
-from .stream import StreamOptions
+from .network import DiskNet, FCUNet
+from .recipe import FULL_ARGUMENTS, detection_figures
+from .stream import StreamOptions, draw_fcunet_scene, draw_scene
 
 SEED = 7                # of the figures; comparisons during development used others
 CRYSTALS, PATTERNS, BANK = 6, 64, 40
 SIZE = {"crystals": CRYSTALS, "patterns": PATTERNS, "bank": BANK}
 THICK, THIN = (20.0, 60.0), (0.0, 10.0)     # nm
-METHODS = ("py4DSTEM correlation, tuned kernel", "correlation + VarPro", "DiskNet + VarPro")
+METHODS = ("py4DSTEM correlation, tuned kernel", "correlation + VarPro")  # beside the network
 DETECTION = {
     "recall": "share of the visible disks found, at the operating point",
     "precision": "share of the found disks that are real, at the operating point",
@@ -51,6 +51,28 @@ _NOTES = (
     "stem-disknet-v1 misses most disks of 5.6 to 5.8 px radius: batches of a single scene had hidden the radius from its "
     "batch normalisation. From v2 on, batches mix scenes."
 )
+_FCUNET_NOTES = (
+    "The published architecture (Munshi et al., 2022) in a compact width: 4 filters at the first level and 64 at most, patterns "
+    "of 128 px, no dropout. Trained on the stream of DiskNet's simulator for a small part of the published effort, so that its "
+    "figures are those of this training and do not stand for the published weights. It ships as a baseline to compare with; the "
+    "default model finds more disks. Positions and uncertainties are those of the variable projection that follows. Trained on "
+    "simulated patterns only; no figure here is of a measured scan."
+)
+_FCUNET_INPUT = (
+    "patterns and the probe over vacuum, NaN where not measured, scaled down where needed so that the pattern fits 128 px and its "
+    "disks have a radius of at most 6.5 px; units do not matter"
+)
+KINDS = {
+    "stem-disknet": {
+        "title": "DiskNet: centres of Bragg disks under multiple scattering", "architecture": "DiskNet", "input": _INPUT,
+        "operating_point": {"threshold": THRESHOLD, "passes": 1}, "notes": _NOTES,
+    },
+    "stem-fcunet": {
+        "title": "FCU-Net, compact: images of |V_g| by a complex U-Net in Fourier space", "architecture": "FCUNet",
+        "input": _FCUNET_INPUT, "operating_point": {"threshold": FCUNET_THRESHOLD, "passes": 1}, "notes": _FCUNET_NOTES,
+        "reference": "Munshi et al., npj Comput. Mater. 8:254 (2022)",
+    },
+}  # fmt: skip
 
 
 def band(scores: Scores, limits: tuple[float, float]) -> float:
@@ -64,7 +86,7 @@ def measure(network: nn.Module, crystals: int = CRYSTALS, patterns: int = PATTER
 
     Parameters
     ----------
-    network : DiskNet
+    network : DiskNet or FCUNet
     crystals : int
         Of the multislice patterns, on which strain is measured: at seven thicknesses, two patterns of each.
     patterns, bank : int
@@ -80,9 +102,10 @@ def measure(network: nn.Module, crystals: int = CRYSTALS, patterns: int = PATTER
     corrupted = corrupted_patterns(held_out, patterns, SEED)
     multislice = f"multislice, {crystals} crystals, 120 kV, 10⁵ electrons"
     simulated = f"Bloch waves, {patterns} patterns with all corruptions"
-    rows = []
-    for entry in entries({"DiskNet": network}):
-        if entry.name not in METHODS:
+    rows, fcunet = [], isinstance(network, FCUNet)
+    label = "FCU-Net" if fcunet else "DiskNet"
+    for entry in entries({label: network}):
+        if entry.name not in (*METHODS, f"{label} + VarPro"):
             continue
         scores = strain_scores(known, entry)
         values = {
@@ -96,8 +119,9 @@ def measure(network: nn.Module, crystals: int = CRYSTALS, patterns: int = PATTER
         recall = recall_at(corrupted, entry.method, (1,))[1]
         metric = "recall, at most one false disk a pattern (best threshold of each)"
         rows.append({"data": f"{entry.name}: {simulated}", "metric": metric, "value": recall})
-    found = detection_figures(network, held_out, StreamOptions(160, 16, seed=SEED), 2, "cpu")
-    data = "DiskNet + VarPro: Bloch waves, 32 patterns of 160 × 160 px with all corruptions"
+    side, scene_of = (network.size, draw_fcunet_scene) if fcunet else (160, draw_scene)
+    found = detection_figures(network, held_out, StreamOptions(side, 16, seed=SEED), 2, "cpu", scene_of)
+    data = f"{label} + VarPro: Bloch waves, 32 patterns of {side} × {side} px with all corruptions"
     return rows + [{"data": data, "metric": text, "value": found[key]} for key, text in DETECTION.items() if key in found]
 
 
@@ -113,7 +137,7 @@ def training_facts(run: Path, state: Mapping) -> dict:
     facts = json.loads((run / "facts.json").read_text(encoding="utf-8")) if (run / "facts.json").is_file() else {}
     return facts | {
         "steps": state["step"], "patterns": state["samples"], "seconds": round(state["elapsed"]), "seed": state["seed"],
-        "recipe": "crystaldl train stem --model disknet", "versions": state["versions"],
+        "recipe": f"crystaldl train stem --model {state['task'].removeprefix('stem-')}", "versions": state["versions"],
     }  # fmt: skip
 
 
@@ -123,11 +147,11 @@ def release(run: Path, folder: Path = PACKAGE_FOLDER, version: int = 1, overwrit
     Parameters
     ----------
     run : Path
-        Output directory of ``crystaldl train stem --model disknet``.
+        Output directory of ``crystaldl train stem --model disknet`` or ``fcunet``.
     folder : Path
         Where ``cards/`` and ``weights/`` are; the package's own by default.
     version : int
-        Of the name ``stem-disknet-v<version>``.
+        Of the name ``stem-disknet-v<version>`` or ``stem-fcunet-v<version>``. A DiskNet becomes the default.
     overwrite : bool
         Allow other weights under a name that ships already.
     **size
@@ -136,24 +160,28 @@ def release(run: Path, folder: Path = PACKAGE_FOLDER, version: int = 1, overwrit
     Raises
     ------
     ModelIntegrityError
-        The run is of another network.
+        The run is of another task.
     """
     from ..training.checkpoint import read_state
 
     run = Path(run)
     state = read_state(run)
-    if state["task"] != "stem-disknet":
-        raise ModelIntegrityError(f"the checkpoint in {run} is of the task {state['task']!r}, expected 'stem-disknet'.")
-    network, name = load_network(run).requires_grad_(False), f"stem-disknet-v{version}"
-    for value in network.parameters():      # what ships is what is measured
-        value.copy_(value.half().float() if value.ndim > 1 else value)
-    written = write_model(network.state_dict(), {
-        "name": name, "task": "stem", "title": "DiskNet: centres of Bragg disks under multiple scattering",
-        "architecture": "DiskNet", "arguments": {}, "parameters": sum(p.numel() for p in network.parameters()), "default": True,
-        "input": _INPUT, "operating_point": {"threshold": THRESHOLD, "passes": 1}, "training": training_facts(run, state),
-        "figures": card_figures(network, name, **size), "notes": _NOTES,
+    if state["task"] not in KINDS:
+        raise ModelIntegrityError(
+            f"the checkpoint in {run} is of the task {state['task']!r}, expected {' or '.join(map(repr, KINDS))}."
+        )
+    network, name = load_network(run).requires_grad_(False), f"{state['task']}-v{version}"
+    for value in network.state_dict().values():  # what ships is what is measured
+        if value.is_floating_point() and value.ndim > 1:
+            value.copy_(value.half().float())
+    kind, default = state["task"].removeprefix("stem-"), state["task"] == "stem-disknet"
+    written = write_model(network.state_dict(), KINDS[state["task"]] | {
+        "name": name, "task": "stem", "arguments": FULL_ARGUMENTS[kind], "default": default,
+        "parameters": sum(p.numel() for p in network.parameters()), "training": training_facts(run, state),
+        "figures": card_figures(network, name, **size),
     }, folder, overwrite=overwrite)  # fmt: skip
-    only_default(name, Path(folder))
+    if default:
+        only_default(name, Path(folder))
     return written
 
 
@@ -166,14 +194,14 @@ def only_default(name: str, folder: Path) -> None:
             write_text(path, text + "\n")
 
 
-def shipped_network(name: str, folder: Path = PACKAGE_FOLDER) -> DiskNet:
-    """A DiskNet of the registry, in evaluation mode."""
+def shipped_network(name: str, folder: Path = PACKAGE_FOLDER) -> DiskNet | FCUNet:
+    """A network of the registry, in evaluation mode."""
     from ..models.registry import card, load_weights
 
-    entry = card(name, folder)
-    if entry.architecture != "DiskNet":
-        raise ModelIntegrityError(f"model {name!r} is a {entry.architecture}, expected a DiskNet.")
-    network = DiskNet(**entry.arguments)
+    entry, known = card(name, folder), {"DiskNet": DiskNet, "FCUNet": FCUNet}
+    if entry.architecture not in known:
+        raise ModelIntegrityError(f"model {name!r} is a {entry.architecture}, expected a {' or '.join(known)}.")
+    network = known[entry.architecture](**entry.arguments)
     network.load_state_dict(load_weights(name, folder))
     return network.eval()
 

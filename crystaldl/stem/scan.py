@@ -278,7 +278,7 @@ def find_in_scan(data, search: Search, *, wanted=None, out=None, client=None, pr
     finally:
         if journal:
             journal.close()
-            if not finished:
+            if not finished and journal.blocks:
                 log.warning("interrupted: finished blocks are kept in %s; the same call goes on", journal.path)
     tally.warn()
     joined = {name: np.concatenate([_empty(name), *(p[name] for p in parts)]) for name in COLUMNS}
@@ -306,9 +306,9 @@ def _results(data, blocks, wanted, search: Search, client, journal):
         try:
             yield from run_on_client(client, data, blocks, wanted, search)
         except CrystaldlError as error:
-            kept = f"finished blocks are kept in {journal.path}, and the same call goes on" if journal else (
-                "nothing is kept without out=FILE"
-            )  # fmt: skip
+            kept = "nothing is kept without out=FILE" if not journal else "no block was finished"
+            if journal and journal.blocks:
+                kept = f"finished blocks are kept in {journal.path}, and the same call goes on"
             raise type(error)(f"{str(error).rstrip('.')}; {kept}.") from error
         return
     for block in blocks:

@@ -20,7 +20,8 @@ from .prepare import Preparer
 from .simulate import Patterns, SceneOptions, simulate
 
 TARGET_SIGMA = 0.8  # cells, of the peaks of the target map
-SPOT_SIGMA = 2.0  # px, of the spots in FCU-Net's target image
+SPOT_SIGMA = 1.5  # px, of the spots in FCU-Net's target image
+FCUNET_RADII = (2.0, 6.5)  # px, of the disks that FCU-Net sees
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,25 @@ def draw_scene(rng: np.random.Generator, size: int, *, held_out: bool = False) -
     return SceneOptions((n, n), radius, edge, bullseye, strain, off_centre=0.25, probe_dose=dose, held_out=held_out)
 
 
-def draw_patterns(bank: DiskBank, options: StreamOptions, step: int, rank: int, device, held_out: bool = False) -> Patterns:
-    """Patterns of one scene."""
+def draw_fcunet_scene(rng: np.random.Generator, size: int, *, held_out: bool = False) -> SceneOptions:
+    """Geometry of one batch as `FCUNet` sees it: whole patterns that fill ``size`` px or part of it, disks of any radius."""
+    n = size if rng.random() < 0.7 else int(rng.uniform(0.6, 1.0) * size)
+    low, high = FCUNET_RADII
+    radius = min(float(np.exp(rng.uniform(np.log(low), np.log(high)))), n / 14)
+    edge = max(0.35, rng.uniform(0.25, 1.1) * np.sqrt(radius / 5))
+    bullseye = rng.uniform(0.3, 0.9) if rng.random() < 0.1 else 0.0
+    strain = rng.choice([0.0, 0.01, 0.03])
+    dose = 10 ** rng.uniform(3.7, 7)
+    return SceneOptions((n, n), radius, edge, bullseye, strain, off_centre=0.1, probe_dose=dose, held_out=held_out)
+
+
+def draw_patterns(
+    bank: DiskBank, options: StreamOptions, step: int, rank: int, device, held_out: bool = False, scene_of=draw_scene
+) -> Patterns:
+    """Patterns of one scene, which ``scene_of`` (`draw_scene` or `draw_fcunet_scene`) draws."""
     rng = np.random.default_rng((options.seed, step, rank, int(held_out)))
     g = torch.Generator(device=device).manual_seed(int(rng.integers(2**62)))
-    scene = draw_scene(rng, options.size, held_out=held_out)
+    scene = scene_of(rng, options.size, held_out=held_out)
     return simulate(bank, options.batch_size, g, scene)
 
 

@@ -54,7 +54,7 @@ def scan(tmp_path_factory):
     parts = [simulate(bank, 8, torch.Generator().manual_seed(i), scene) for i in range(SCAN[0] * SCAN[1] // 8)]
     data = torch.cat([p.patterns for p in parts]).nan_to_num(0.0).clamp_min(0).numpy().reshape(*SCAN, 256, 256)
     path = tmp_path_factory.mktemp("scan") / "scan.h5"
-    py4dstem.save(str(path), py4dstem.DataCube(data), mode="o", verbose=False)
+    py4dstem.save(str(path), py4dstem.DataCube(data), mode="o")
     return path, parts[0].probe
 
 

@@ -20,11 +20,12 @@ from crystaldl.stem.probe import Probe
 abtem = pytest.importorskip("abtem", reason="abTEM is not installed: nothing to compare with (pip install abtem)")
 ase = pytest.importorskip("ase", reason="ASE, which abTEM needs, is not installed")
 
-A, REPEAT, VOLTAGE, SEMIANGLE = 3.905, 20, 200.0, 2.0e-3  # strontium titanate along [001]: Å, cells, kV, rad
+A, REPEAT, VOLTAGE, SEMIANGLE = 3.905, 18, 200.0, 2.0e-3  # strontium titanate along [001]: Å, cells, kV, rad
 NUMBERS = np.array([38, 22, 8, 8, 8])
 POSITIONS = np.array([[0.0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
 THICKNESSES = (A, 10 * A, 40 * A)  # Å
-GRID = 24  # points a cell
+GRID = 32  # points a cell: with 24 both still change with the grid
+VIBRATION = 0.08  # Å, root mean square along an axis: atoms at rest would need far finer grids
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,9 @@ def theirs():
     """Exit waves of abTEM, (T, N, N), in real space."""
     cell = ase.Atoms(numbers=NUMBERS, scaled_positions=POSITIONS, cell=[A, A, A], pbc=True)
     potential = abtem.Potential(
-        cell * (REPEAT, REPEAT, 1), gpts=GRID * REPEAT, slice_thickness=A / 2, parametrization="peng", projection="infinite"
-    )
+        cell * (REPEAT, REPEAT, 1), gpts=GRID * REPEAT, slice_thickness=A / 2, projection="infinite",
+        parametrization=abtem.parametrizations.PengParametrization(sigmas=dict.fromkeys(cell.symbols, VIBRATION)),
+    )  # fmt: skip
     probe = abtem.Probe(energy=1e3 * VOLTAGE, semiangle_cutoff=1e3 * SEMIANGLE, soft=False)
     probe.grid.match(potential)
     built = potential.build(lazy=False)
@@ -50,8 +52,8 @@ def theirs():
 def mine():
     """Ours for the same crystal, grid and slices, (T, N, N)."""
     slab = make_slab(
-        np.array([A, A, A]), NUMBERS, POSITIONS, [GRID * REPEAT] * 2, voltage=VOLTAGE, b_iso=0.0, dz=A / 2, absorption=0.0,
-        repeat=[REPEAT, REPEAT],
+        np.array([A, A, A]), NUMBERS, POSITIONS, [GRID * REPEAT] * 2, voltage=VOLTAGE, b_iso=8 * np.pi**2 * VIBRATION**2,
+        dz=A / 2, absorption=0.0, repeat=[REPEAT, REPEAT],
     )  # fmt: skip
     wave = convergent_probe(slab, SEMIANGLE, edge=1e-4)
     return propagate(slab, wave[None], THICKNESSES)[:, 0]
@@ -72,7 +74,7 @@ def test_disks_of_both_hold_the_same_electrons(theirs, mine):
     a, b = disk_shares(theirs), disk_shares(mine)
     for thickness, x, y in zip(THICKNESSES, a, b, strict=True):
         assert np.corrcoef(x, y)[0, 1] > 0.999, f"{thickness:.0f} Å"
-        bright = x > 2e-3
+        bright = x > (2e-4 if thickness == A else 2e-3)
         assert bright.sum() >= 5 and np.abs(y[bright] / x[bright] - 1).max() < 0.1, f"{thickness:.0f} Å"
     assert a[0, 40] > 0.9 > a[2, 40], "the last is dynamical"
 
@@ -100,9 +102,9 @@ def known(theirs):
     return Known(patterns, probe, g, centres, 1 / pixel, strain, thickness, shares, u, "SrTiO3 [001], abTEM")
 
 
-@pytest.mark.parametrize("method", ["correlation", "fcunet"])
-def test_disks_and_strain_on_its_patterns(known, method):
-    scores = strain_scores([known], Entry(method, ours(method), "sigma", 0.5))
+@pytest.mark.parametrize(("method", "options"), [("correlation", {"min_relative_intensity": 0.001}), ("fcunet", {})])
+def test_disks_and_strain_on_its_patterns(known, method, options):
+    scores = strain_scores([known], Entry(method, ours(method, **options), "sigma", 0.5))
     assert scores.failed == 0 and scores.found > 0.9
     assert scores.median < 0.15, "px"
     assert scores.strain[5.0] < 0.1 and scores.strain[20.0] < 0.25, "per cent"

@@ -125,13 +125,13 @@ def test_proposals_and_fits_are_combined():
     found = Candidates(
         torch.zeros(3), fit.positions + 0.4, torch.ones(3), torch.ones(3), torch.tensor([[0.1, 0.1], [0.1, 0.1], [0.3, 0.3]])
     )
-    positions, sigma = combined(fit, found, 6.0)
+    positions, sigma = combined(fit, found)
     assert positions[0, 0] == pytest.approx(10.02, abs=0.02) and 10.1 < positions[0, 1] < 10.25
     assert (positions[1] > 20.2).all() and (sigma[1] < 0.14).all() and (sigma[1] > 0.09).all()
     assert torch.equal(positions[2], found.positions[2]) and torch.allclose(sigma[2], torch.tensor(0.3))
     assert (sigma[:2] <= fit.sigma[:2] * 3).all()
     found.sigma = None
-    assert combined(fit, found, 6.0)[0] is fit.positions
+    assert combined(fit, found)[0] is fit.positions
 
 
 def test_concatenate(probe, drawn):

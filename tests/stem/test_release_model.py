@@ -94,7 +94,7 @@ def test_release_refuses_other_runs(tmp_path):
     with pytest.raises(ModelIntegrityError, match="DiskNet"):
         shipped_network(default("powder"))
     (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "state.json").write_text(json.dumps({"task": "stem-fcunet"}))
+    (tmp_path / "checkpoint" / "state.json").write_text(json.dumps({"task": "powder-powdernet"}))
     with pytest.raises(ModelIntegrityError):
         release(tmp_path, tmp_path)
 

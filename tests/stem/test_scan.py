@@ -153,6 +153,17 @@ def test_a_torn_journal_loses_one_block_only(counts, small_blocks, monkeypatch, 
     same(whole, table_of(cube.find_bragg_disks(**SEARCH, out=out)))
 
 
+def test_nothing_stays_of_a_run_that_finished_no_block(counts, monkeypatch, tmp_path, caplog):
+    cube, out = DataCube(counts), tmp_path / "bragg.h5"
+    interrupted(cube, out, monkeypatch, after=0)
+    assert list(tmp_path.iterdir()) == [] and "interrupted" not in caplog.text
+    # a probe that the scan itself does not give is an error before any work
+    noise = np.random.default_rng(0).poisson(5, (4, 4, 64, 64)).astype(np.float32)
+    with pytest.raises(DataError, match="probe"):
+        DataCube(noise).find_bragg_disks("correlation", out=out, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("change", ["options", "probe", "data"])
 def test_other_settings_do_not_resume(change, counts, small_blocks, monkeypatch, tmp_path):
     out = tmp_path / "bragg.h5"
@@ -179,6 +190,13 @@ def test_journals(tmp_path):
     again.append(x=np.arange(5))
     again.close()
     assert [len(r["x"]) for r in Journal(tmp_path / "a.h5", "key").records] == [3, 2, 5]
+    content = journal_path(tmp_path / "a.h5").read_bytes()
+    journal_path(tmp_path / "a.h5").write_bytes(content[:20])  # killed within the very first record
+    for expected in ([], [4]):
+        torn = Journal(tmp_path / "a.h5", "key")
+        assert [len(r["x"]) for r in torn.records] == expected
+        torn.append(x=np.arange(4))
+        torn.close()
     journal_path(tmp_path / "b.h5").write_bytes(b"something else entirely")
     with pytest.raises(FileFormatError, match="no journal"):
         Journal(tmp_path / "b.h5", "key")

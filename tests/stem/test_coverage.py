@@ -1,0 +1,69 @@
+"""Uncertainties of disk positions say what they mean: on multislice patterns of known truth, thick and thin, few and many
+electrons. The crystals are others than those with which the model error of `crystaldl.stem.peaks` was fitted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from crystaldl.stem.bank import HELD_OUT_VOLTAGES
+from crystaldl.stem.benchmark import SEMIANGLES, benchmark_crystals, multislice_patterns, shortest_reflection
+from crystaldl.stem.disks import find_disks
+from crystaldl.stem.electrons import wavelength
+from crystaldl.stem.options import DiskOptions
+from crystaldl.stem.peaks import MOST_UNEVEN, unevenness
+
+CRYSTALS, SEED = 8, 33
+
+
+@pytest.fixture(scope="module")
+def pulls():
+    """Errors over their uncertainties of all disks found, with thickness (nm), dose and crystal of each."""
+    parts, rng = [], np.random.default_rng(SEED)
+    for number, crystal in enumerate(benchmark_crystals(CRYSTALS, SEED)):
+        dose = (1e5, 1e7)[number % 2]
+        touching = 0.5e3 * shortest_reflection(crystal) * wavelength(HELD_OUT_VOLTAGES[0])
+        semiangle = 1e-3 * (SEMIANGLES[1] if SEMIANGLES[1] < 0.95 * touching else SEMIANGLES[0])
+        known = multislice_patterns(crystal, semiangle, rng, dose=dose, draws=1)
+        options = DiskOptions(min_relative_intensity=0.001, min_confidence=0.5)
+        disks = find_disks(known.patterns, known.probe, method="correlation", options=options, device="cpu")
+        for i in range(len(known.patterns)):
+            found = disks.of(i)
+            distance = np.linalg.norm(found.positions[:, None] - known.centres[i][None], axis=2)
+            near = distance.min(1) < 0.6 * known.probe.radius
+            error = found.positions - known.centres[i][distance.argmin(1)]
+            pull = np.abs(error / found.sigma)[near].ravel()
+            parts.append(np.column_stack([pull, np.full((len(pull), 3), (known.thickness[i], dose, number))]))
+    return np.concatenate(parts)
+
+
+def shares(pull):
+    """What the 68 % and 95 % intervals cover, per cent, each crystal and dose counting the same."""
+    groups = [pull[(pull[:, 2:] == key).all(1), 0] for key in np.unique(pull[:, 2:], axis=0)]
+    return [100 * np.mean([(group < limit).mean() for group in groups]) for limit in (1.0, 1.96)]
+
+
+def test_intervals_of_positions_cover_what_they_say(pulls):
+    assert len(pulls) > 1500
+    inner, outer = shares(pulls)
+    assert inner == pytest.approx(68.3, abs=3) and outer == pytest.approx(95, abs=3)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 12), (15, 35), (35, 70)])
+def test_thick_crystals_are_no_worse_than_thin_ones(pulls, low, high):
+    inner, outer = shares(pulls[(pulls[:, 1] > low) & (pulls[:, 1] < high)])
+    assert 60 < inner < 80 and 86 < outer <= 99
+
+
+def test_unevenness_is_the_spread_over_the_disk():
+    rng = np.random.default_rng(0)
+    r, angle = np.sqrt(rng.random(200_000)), rng.uniform(0, 2 * np.pi, 200_000)
+    y, x = r * np.sin(angle), r * np.cos(angle)
+    c = rng.normal(size=(3, 6))
+    quadratic = c[:, 3:] @ np.stack([y * y, y * x, x * x])
+    mean = np.array([4.0, 7.0, -3.0])
+    found = unevenness(torch.as_tensor(c), torch.as_tensor(mean, dtype=torch.float32)).numpy()
+    assert found == pytest.approx(quadratic.std(1) / np.abs(mean), rel=0.02)
+    assert float(unevenness(torch.ones(1, 6), torch.zeros(1))) == MOST_UNEVEN
+    assert float(unevenness(torch.ones(1, 3), torch.ones(1))) == 0.0
