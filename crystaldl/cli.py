@@ -115,7 +115,8 @@ def _head(card: ModelCard) -> tuple[str, ...]:
 
 def _figures(card: ModelCard, width: int) -> list[str]:
     """The first figures of a model as lines; a card may begin with those of the methods it is compared with."""
-    figures = [f for f in card.figures if card.architecture in f["data"]] or card.figures
+    own = card.architecture.lower()  # FCUNet is written FCU-Net in words
+    figures = [f for f in card.figures if own in f["data"].replace("-", "").lower()] or card.figures
     texts = (f"{f['metric']} {_number(f['value'])} ({f['data']})" for f in figures[:3])
     return [line for text in texts for line in textwrap.wrap(text, width, subsequent_indent="  ")]
 

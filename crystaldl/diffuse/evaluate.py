@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from .stream import DiffuseStream
 
 SEED = 20240611
 PLANES = 12
-CRYSTALS = 20
+CRYSTALS, MODEL_SIZE = 20, 128      # planes on which structural models are told apart, and pixels an edge of them
 PARTS = ("cases", "models", "speed")
 METHODS = ("physics", "dsfunet", "auto")
 MASK_FILE = Path("diffuse") / "dsfu_net" / "masks_1-4.npz"
@@ -162,9 +163,13 @@ def hardest(scores: Table, method: str = "auto") -> str:
 
 def model_table(masks: np.ndarray | str, count: int = CRYSTALS) -> str:
     """How often the right of three similar models ranks first, at Poisson 1000 with masks."""
-    corruption = Corruption(counts=1000.0, masks=masks)
-    chosen = crystals(evaluation_stream(), count, SEED)
-    return format_rankings([rank_models(spec, models, corruption, seed=SEED + k) for k, (spec, models) in enumerate(chosen)])
+    coarse = SIDE // MODEL_SIZE
+    corruption = Corruption(counts=1000.0, masks=masks if isinstance(masks, str) else masks[:, ::coarse, ::coarse])
+    rankings = []
+    for k, (spec, models) in enumerate(crystals(evaluation_stream(), count, SEED)):
+        plane = replace(spec, steps=spec.steps * coarse, centre=None)       # the same region of Q on fewer pixels
+        rankings.append(rank_models(plane, models, corruption, size=MODEL_SIZE, seed=SEED + k))
+    return format_rankings(rankings)
 
 
 def speed_table(methods: Sequence[str], planes: int = 4, points: int = 101) -> str:

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from .bragg import bragg_radius
 from .gauss_newton import Basis, Factors, Problem, Settings, State, refine
 from .geometry import PlaneLattice
+from .links import LINKS
 from .unknowns import (
     Arrays,
     arrays_of,
@@ -38,7 +40,10 @@ LARGER = 1.3                    # step of the support
 SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
 HOLE_PENALTY = 0.05             # log evidence a pixel
 SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
-BRAGG_SCATTER = 0.5             # relative scatter over equivalent points that diffuse scattering does not have
+FIRST_STEPS = 3                 # on a larger support before it is looked at
+FEW_OUTLIERS = 5e-4             # share of the pixels
+LOWEST = 0.02                   # of S where its logarithm or reciprocal starts a series
+START_SHARE = 0.1               # of the usual prior variance of the series at least, where a series starts from another
 FEWEST = 200                    # pixels to fit
 BRAGG_REACH = 8.0               # pixels around a node in which Bragg scattering is looked for
 
@@ -130,14 +135,14 @@ class Factorisation:
 class Fit:
     """Refinements of one set of arrays with different supports and links."""
 
-    def __init__(self, arrays: Arrays, options: FactoriseOptions, reach: float) -> None:
+    def __init__(self, arrays: Arrays, options: FactoriseOptions, reach: float, *, falling: bool = True) -> None:
         self.arrays, self.options, self.reach = arrays, options, reach
         self.modes = _lattice_modes(arrays)
-        self.knots = even_knots(options.background)
+        self.knots, self.falling = even_knots(options.background), falling
 
     def problem(self, valid: Tensor, support: float, link: str, *, polish: bool, iterations: int = 40,
                 tolerance: float = 3e-4) -> tuple[Problem, State]:
-        envelope = envelope_of(self.arrays, valid)
+        envelope = envelope_of(self.arrays, valid, falling=self.falling)
         basis, start = build(self.arrays, support, self.reach, self.options, envelope, self.knots)
         settings = Settings(iterations=iterations, robust=self.options.robust, polish=polish, tolerance=tolerance, link=link,
                             positive=True)
@@ -147,8 +152,16 @@ class Fit:
 
     def solve(self, valid: Tensor, support: float, link: str, start: State | None = None, **limits) -> Factors:
         """Refine from scratch, S = 1 and large noise, or from a state of the same basis."""
-        problem, scratch = self.problem(valid, support, link, polish=self.options.polish, **limits)
-        return refine(problem, scratch if start is None else start)
+        problem, scratch = self.problem(valid, support, link, polish=self.options.polish and start is None, **limits)
+        return refine(problem, scratch if start is None else start, covariance=False)
+
+    def finish(self, clear: Tensor, held: Tensor,
+               report: Callable[[str], None] = lambda text: None) -> tuple[tuple, Problem, Factors]:
+        """Choose on the pixels that are not held out, refine on all of them."""
+        chosen = self.search(clear & ~held)
+        report("refinement")
+        problem, _ = self.problem(clear, chosen[0], chosen[1], polish=self.options.polish, iterations=12)
+        return chosen, problem, refine(problem, chosen[2].state)
 
     def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """:meth:`choose`, once more with narrow background functions where the residual shows rings, if the evidence says so."""
@@ -180,10 +193,11 @@ class Fit:
         tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
         for link in self.options.links:
             start = None
-            if found:                       # D is nearly the same for all links, S begins anew
-                other = next(iter(found.values())).state
-                start = self.problem(valid, support, link, polish=self.options.polish)[1]
-                start = replace(other, alpha=start.alpha, alpha_variance=start.alpha_variance)
+            if found:                       # D is nearly the same for all links
+                first, other = next(iter(found.items()))
+                start = self._translated(valid, support, first, link, other.state)
+                if outlying(other, valid) > FEW_OUTLIERS:       # from the order of another S may run into what that left out
+                    start = replace(start, alpha=torch.zeros_like(start.alpha), alpha_variance=self._fresh(valid, support, link))
             found[link] = self.solve(valid, support, link, start, tolerance=tolerance)
         evidence = {link: factors.evidence for link, factors in found.items()}
         # into holes, 1/S carries what is known of ordering; S itself knows nothing, and must be much better outside
@@ -192,14 +206,50 @@ class Fit:
         link = max(ahead, key=ahead.get)
         best = found[link]
         while given is None and support * LARGER <= most:
-            problem, start = self.problem(valid, support * LARGER, link, polish=self.options.polish, iterations=12,
-                                          tolerance=SEARCH_TOLERANCE)
-            basis, _ = build(self.arrays, support, self.reach, self.options, best.fields.factor, self.knots)
-            trial = refine(problem, _carried(start, best.state, problem.basis, basis))
+            trial = self._wider(valid, support, link, best)
             if trial.evidence < best.evidence + SUPPORT_GAIN:
                 break
             support, best = support * LARGER, trial
         return support, link, best, evidence
+
+    def _wider(self, valid: Tensor, support: float, link: str, best: Factors) -> Factors:
+        """The next larger support from the solution of this one; given up where its first steps gain nothing."""
+        problem, start = self.problem(valid, support * LARGER, link, polish=False, iterations=FIRST_STEPS,
+                                      tolerance=SEARCH_TOLERANCE)
+        basis, _ = build(self.arrays, support, self.reach, self.options, best.fields.factor, self.knots)
+        trial = refine(problem, _carried(start, best.state, problem.basis, basis), covariance=False)
+        if best.evidence < trial.evidence and trial.iterations == FIRST_STEPS:
+            problem.settings = replace(problem.settings, iterations=12 - FIRST_STEPS)
+            trial = refine(problem, trial.state, covariance=False)
+        return trial
+
+    def _fresh(self, valid: Tensor, support: float, link: str) -> Tensor:
+        """Prior variances of the series to start with."""
+        return self.problem(valid, support, link, polish=False)[1].alpha_variance
+
+    def _translated(self, valid: Tensor, support: float, first: str, link: str, state: State) -> State:
+        """The state of one link as the start of another: its S, or the logarithm or reciprocal of it, as a series."""
+        problem, scratch = self.problem(valid, support, link, polish=False)
+        waves = problem.cell_waves
+        series = 1.0 + 2.0 * waves @ state.alpha
+        order = LINKS[first](series)[0]
+        order = order / order.mean()
+        target = {"linear": order, "log": 1.0 + order.clamp(min=LOWEST).log(), "reciprocal": 1.0 / order.clamp(min=LOWEST)}[link]
+        target = target / target.mean() if link == "reciprocal" else target - target.mean() + 1.0
+        alpha = (waves * target[:, None]).mean(0) / (2.0 * waves.square().mean(0))
+        for _ in range(12):                 # the truncated series must stay where the link is defined
+            if math.isfinite(problem.cell_mean(alpha)):
+                break
+            alpha = 0.5 * alpha
+        shell = problem.basis.order_shell
+        power = torch.zeros_like(scratch.alpha_variance).index_add(0, shell, alpha.square())
+        power = power / torch.bincount(shell, minlength=len(power)).clamp(min=1)
+        return replace(state, alpha=alpha, alpha_variance=torch.maximum(power, START_SHARE * scratch.alpha_variance))
+
+
+def outlying(factors: Factors, valid: Tensor) -> float:
+    """Share of the pixels that the robust weights leave out."""
+    return float((factors.weight[valid] == 0).double().mean())
 
 
 def _carried(start: State, old: State, basis: Basis, before: Basis) -> State:
@@ -228,50 +278,6 @@ def _lattice_modes(arrays: Arrays) -> tuple[Tensor, ...]:
         mode[i, j] = 1.0
         modes.append(mode)
     return tuple(modes)
-
-
-def bragg_radius(volume, lattice: PlaneLattice, reach: float) -> float:
-    """Radius in pixels of Bragg scattering around the nodes; 0 where there is none.
-
-    Diffuse scattering is D times something periodic, and D is smooth: the intensity at a given distance from a node, over
-    that in a reference ring further out, is nearly the same for all nodes. Bragg intensities differ from node to node by
-    orders of magnitude. Rings in which the robust relative scatter of that ratio is wide are Bragg scattering.
-    """
-    steps = np.array([float(axis[1] - axis[0]) for axis in volume.axes])
-    distance = lattice.distance_to_node(volume.axes, steps)
-    x = np.stack(np.meshgrid(*volume.axes, indexing="ij"), -1) - lattice.shift
-    node = np.round(x @ lattice.dual.T).astype(int)
-    near = (distance < reach + 2.0) & volume.mask
-    _, label = np.unique(node[near], axis=0, return_inverse=True)
-    label, distance, value = label.ravel(), distance[near], volume.data[near]
-    count = int(label.max()) + 1 if len(label) else 0
-    outer = _ring_means(label, value, (distance >= reach) & (distance < reach + 2.0), count)
-    usable = np.isfinite(outer) & (outer > 0.3 * np.nanmedian(outer)) & (outer > 0)
-    around = (distance >= reach) & (distance < reach + 2.0)
-    square = _ring_means(label, value * value, around, count)
-    with np.errstate(invalid="ignore"):
-        noise = np.nanmedian(np.sqrt(np.maximum(square - outer**2, 0.0))[usable] / outer[usable]) if usable.any() else 0.0
-    radius = 0.0
-    for low in np.arange(0.0, reach, 0.75):
-        ring = (distance >= low) & (distance < low + 0.75)
-        inner = _ring_means(label, value, ring, count)
-        both = usable & np.isfinite(inner)
-        if both.sum() < 8:
-            continue
-        ratio = inner[both] / outer[both]
-        centre = np.median(ratio)
-        pixels = max(ring.sum() / max(count, 1), 1.0)
-        expected = math.hypot(BRAGG_SCATTER, 2.0 * noise / math.sqrt(pixels * max(centre, 0.1)))
-        if centre > 0.5 and 1.4826 * np.median(np.abs(ratio - centre)) > expected * centre:
-            radius = low + 0.75
-    return radius + 0.5 if radius else 0.0
-
-
-def _ring_means(label: np.ndarray, value: np.ndarray, inside: np.ndarray, count: int) -> np.ndarray:
-    total = np.bincount(label[inside], value[inside], count)
-    number = np.bincount(label[inside], minlength=count)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(number > 0, total / number, np.nan)
 
 
 def _node_spacing(lattice: PlaneLattice, steps: np.ndarray) -> float:
@@ -348,10 +354,13 @@ def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = Factori
             raise DataError(f"bragg is {radius:g} pixels, which leaves {int(clear.sum())} pixels; expected at least {FEWEST}.")
     report("search")
     held = _held_out(clear, options)
-    support, link, found, evidence = fit.search(clear & ~held)
-    report("refinement")
-    problem, _ = fit.problem(clear, support, link, polish=options.polish, iterations=12)
-    final = refine(problem, found.state)
+    chosen, problem, final = fit.finish(clear, held, report)
+    if options.robust and outlying(final, clear) > FEW_OUTLIERS:
+        # residues that some order or background explains hold on to an envelope: the other one may not be caught by them
+        other = Fit(arrays, options, fit.reach, falling=False).finish(clear, held)
+        if other[2].evidence > final.evidence:
+            chosen, problem, final = other
+    support, link, found, evidence = chosen
     free = r_factor(arrays.intensity, found.fields.model, held)
     return Factorisation(final, problem, lattice, support, fit.reach, link, radius, clear, free, arrays.grid.to_lattice,
                          arrays.denominators, options.centring, evidence)

@@ -196,6 +196,14 @@ class FourierGrid:
         return total
 
 
+def cell_place(u: Tensor, parts: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """Number of the nearest point of a grid of ``shape`` over the box of ``parts`` units of the coordinates u (ndim, n)."""
+    place = torch.zeros(u.shape[1], dtype=torch.long, device=u.device)
+    for own, n, d in zip(u, shape, parts, strict=True):
+        place = place * n + (torch.remainder(own / d, 1.0) * n + 0.5).floor().long() % n
+    return place
+
+
 def gram(table: Tensor, reach: tuple[int, ...], rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
     """:class:`Gram` of one table."""
     return Gram(reach, rows, columns)(table)

@@ -23,17 +23,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .evidence import log_evidence, updated_prior
 from .fourier import FourierGrid, Gram, project
 from .links import LINKS
-from .numerics import falling, inverse_diagonal, non_negative, solve
+from .numerics import non_negative, solve
 
 NOISE_FLOOR = 2e-3              # of the mean intensity: nothing measured or modelled is better than that
 NOISE_BINS = 24
 SLACK = 0.02                    # of the model and of the mean: misfit that never makes a pixel an outlier
-OUTLIERS, OUTLIER_RANGE = 0.01, 4.0     # share of pixels that may be anything; within so many mean intensities
 GUARD = 4.0                     # prior variance of the series where no pixel sees it, of its variance elsewhere
 BELOW = 3e-3                    # of the mean intensity: how far below zero a background may well go
-CONTRAST = 4.0                  # largest prior variance of D / g
 
 
 @dataclass(frozen=True)
@@ -313,14 +312,15 @@ class Factors:
     state: State
     fields: Fields
     weight: Tensor
-    covariance: Tensor               # of p, α, b, lattice modes
+    covariance: Tensor | None        # of p, α, b, lattice modes
     misfit: float                    # mean weighted squared residual over the pixels with weight
     evidence: float
     iterations: int
 
 
-def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_noise: bool = True) -> Factors:
-    """Gauss-Newton with evidence updates of the prior and noise variances until nothing moves."""
+def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_noise: bool = True,
+           covariance: bool = True) -> Factors:
+    """Gauss-Newton with evidence updates of the prior and noise variances until nothing moves; the covariance on request."""
     settings = problem.settings
     fields = problem.fields(state)
     weight = problem.weights(state, fields)
@@ -351,7 +351,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
         damping = 0.0 if damping < 1e-4 else damping / 10.0
         state, fields = trial, trial_fields
         if adapt_prior:
-            state = _update_prior(problem, state, factor)
+            state = updated_prior(problem, state, factor)
         if adapt_noise:
             state = replace(state, noise=problem.estimate_noise(state, fields))
         weight = problem.weights(state, fields)
@@ -364,11 +364,11 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     matrix, _ = _guarded(*problem.normal(state, fields, weight), state, extra)
     precision, _ = problem.prior(state)
     factor = solve(matrix + torch.diag(precision), precision)[1]
-    covariance = torch.cholesky_inverse(factor)
+    inverse = torch.cholesky_inverse(factor) if covariance else None
     used = weight > 0
     misfit = float((weight * (problem.intensity - fields.model).square()).sum() / used.sum())
-    evidence = _evidence(problem, state, fields, factor, extra)
-    return Factors(state, fields, weight, covariance, misfit, evidence, iteration)
+    evidence = log_evidence(problem, state, fields, factor, extra)
+    return Factors(state, fields, weight, inverse, misfit, evidence, iteration)
 
 
 def _guarded(matrix: Tensor, right: Tensor, state: State, extra: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -397,54 +397,3 @@ def _objective(problem: Problem, state: State, fields: Fields, weight: Tensor, e
     if extra is not None:
         prior += float(state.alpha @ extra @ state.alpha)
     return float((weight * (problem.intensity - fields.model).square()).sum()) + prior
-
-
-def _update_prior(problem: Problem, state: State, factor: Tensor) -> State:
-    """MacKay's fixed point, a step: variance of a shell = Σ θ² / γ with γ the well-determined parameters."""
-    variance = inverse_diagonal(factor)
-    n, m = len(state.p), len(state.alpha)
-    basis = problem.basis
-
-    def shells(values: Tensor, spread: Tensor, index: Tensor, old: Tensor) -> Tensor:
-        zero = torch.zeros_like(old)
-        determined = zero.index_add(0, index, (1.0 - spread / old[index]).clamp(min=1e-3))
-        power = zero.index_add(0, index, values.square())
-        new = torch.where(determined > 0, power / determined, old)
-        return new.clamp(min=1e-7 * float(old.max()))
-
-    p_new = shells(state.p, variance[:n], basis.patterson_shell, state.p_variance)
-    p_new = p_new / max(1.0, 0.5 * float(p_new[basis.patterson_shell].sum()) / CONTRAST)
-    b_new = state.b_variance
-    if len(state.b):
-        spread = variance[n + m : n + m + len(state.b)]
-        determined = float((1.0 - spread / state.b_variance).clamp(min=1e-2).sum())
-        b_new = max(float(state.b.square().sum()) / determined, (1e-4 * problem.scale) ** 2)
-    return replace(
-        state,
-        b_variance=b_new,
-        p_variance=p_new,
-        alpha_variance=falling(shells(state.alpha, variance[n : n + m], basis.order_shell, state.alpha_variance),
-                                torch.bincount(basis.order_shell, minlength=len(state.alpha_variance))),
-    )
-
-
-def _evidence(problem: Problem, state: State, fields: Fields, factor: Tensor, extra: Tensor | None) -> float:
-    """Laplace approximation of the log marginal likelihood, up to a constant of the data.
-
-    A pixel is noise about the model or, rarely, anything: otherwise what is left out as an outlier would cost nothing.
-    """
-    precision, values = problem.prior(state)
-    measured = problem.valid > 0
-    variance = problem.variance(state, fields)[measured]
-    likelihood = -0.5 * ((problem.intensity - fields.model)[measured].square() / variance + variance.log())
-    if problem.settings.robust:
-        anything = math.log(OUTLIERS * math.sqrt(2.0 * math.pi) / (OUTLIER_RANGE * problem.scale))
-        likelihood = torch.logaddexp(likelihood, torch.full_like(likelihood, anything))
-    log_det = 2.0 * float(factor.diagonal().log().sum()) - float(precision.log().sum())
-    penalty = float((precision * values.square()).sum())
-    if extra is not None:
-        n, m = len(state.p), len(state.alpha)
-        own = precision[n : n + m].rsqrt()
-        log_det -= float(torch.linalg.slogdet(torch.eye(m, dtype=own.dtype, device=own.device) + own[:, None] * extra * own)[1])
-        penalty += float(state.alpha @ extra @ state.alpha)
-    return float(likelihood.sum()) - 0.5 * (penalty + log_det)

@@ -5,11 +5,11 @@ import itertools
 import math
 
 import torch
-from scipy.linalg.lapack import dtrtri
 from torch import Tensor
 
 from ..errors import DataError
 
+LEAF = 96                        # rows of a triangle that is inverted at once
 FADE = 0.75                      # of the variance of the series from one shell, half a cell, to the next
 
 
@@ -46,11 +46,24 @@ def inverse_diagonal(factor: Tensor) -> Tensor:
     """Diagonal of ``(L Lᵀ)⁻¹`` from the Cholesky factor L: sums of squares down the columns of L⁻¹."""
     if factor.device.type != "cpu":
         return torch.cholesky_inverse(factor).diagonal()
-    # transposed, for LAPACK counts columns first
-    inverse, info = dtrtri(factor.numpy().T, lower=0)
-    if info:
+    if not bool((factor.diagonal() != 0).all()):
         raise DataError("the data are too degenerate to factorise (their normal equations are singular).")
-    return torch.as_tensor(inverse).square().sum(1)
+    inverse = torch.zeros_like(factor)
+    _invert_triangle(factor, inverse)
+    return inverse.square_().sum(0)
+
+
+def _invert_triangle(factor: Tensor, out: Tensor) -> None:
+    """Inverse of a lower triangle by halves: nearly all of it is matrix products, which LAPACK's own routine is not."""
+    n = len(factor)
+    if n <= LEAF:
+        eye = torch.eye(n, dtype=factor.dtype, device=factor.device)
+        out.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
+        return
+    k = n // 2
+    _invert_triangle(factor[:k, :k], out[:k, :k])
+    _invert_triangle(factor[k:, k:], out[k:, k:])
+    torch.mm(out[k:, k:], (factor[k:, :k] @ out[:k, :k]).neg_(), out=out[k:, :k])
 
 
 def falling(variance: Tensor, count: Tensor) -> Tensor:

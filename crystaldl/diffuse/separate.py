@@ -23,9 +23,8 @@ from ..errors import DataError
 from ..physics.device import resolve_device
 from .factorise import Factorisation, FactoriseOptions, factorise, r_factor
 from .geometry import PlaneLattice, centring_vectors, pixel_lattice, plane_lattice
-from .links import order_parameters
 from .separation import Separation
-from .uncertainty import sigma_maps
+from .uncertainty import order_covariance, sigma_maps
 from .volume import DiffuseVolume
 
 METHODS = ("auto", "physics", "dsfunet")
@@ -156,12 +155,10 @@ def _verdict(applies: bool, r: float) -> str:
 
 def _order(volume: DiffuseVolume, found: Factorisation):
     """α of one of each ±R as 3-D lattice vectors, with covariance; None where there is no lattice or S is not even."""
-    basis, state = found.problem.basis, found.factors.state
+    basis = found.problem.basis
     if volume.lattice is None or bool(basis.order_sine.any()):
         return None, None, None
-    n, m = len(state.p), len(state.alpha)
-    alpha, jacobian = order_parameters(found.problem, state.alpha)
-    covariance = jacobian @ found.factors.covariance[n : n + m, n : n + m] @ jacobian.T
+    alpha, covariance = order_covariance(found.problem, found.factors)
     # cycles a unit of u, then of the axis coordinates
     frequency = basis.order.cpu().numpy() / np.array(found.denominators) @ found.start_lattice.cpu().numpy().T
     vectors = direct_vectors(frequency, np.asarray(volume.basis, float), found.centring)

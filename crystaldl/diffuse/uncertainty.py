@@ -2,15 +2,55 @@
 
 The variance of a Fourier series at a pixel, ``Σ_ab C_ab f_a f_b``, is itself a Fourier series over sums and differences
 of the vectors: the covariance is added up into a table of those and summed once, exact and as cheap as the series.
+
+Where no pixel sees a part of the cell (punched holes sit at the same point of every zone), the series continues S into it, and
+no covariance of a series that is taken for true says how far that may be wrong. What is hidden may be as continued, or at the
+level of the rest: the mean over the hidden part is taken for uncertain by what a uniform distribution between the two is away
+from the first, their difference over √3. With it goes the scale, since S has mean 1 (:class:`HiddenMode`).
 """
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .fourier import FourierGrid
-from .gauss_newton import Factors, Problem
-from .links import LINKS
+from .fourier import FourierGrid, cell_place
+from .gauss_newton import Factors, Problem, State
+from .links import LINKS, order_parameters
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenMode:
+    """S → (S + t) / (1 + t f) on the hidden part of the cell, S / (1 + t f) elsewhere, D → D (1 + t f).
+
+    Attributes
+    ----------
+    share : float, f, of the cell that no pixel sees
+    spread : float, standard uncertainty of t
+    inside : (*shape) tensor, 1 on pixels of the hidden part and 0 elsewhere
+    order : (m,) tensor, dα / dt but for the normalisation: ``⟨1_hidden cos 2πR·u⟩``
+    """
+
+    share: float
+    spread: float
+    inside: Tensor
+    order: Tensor
+
+
+def hidden_mode(problem: Problem, state: State) -> HiddenMode | None:
+    """What is not known of the part of the cell that no pixel sees; None where all of it is seen."""
+    if problem.hidden is None:
+        return None
+    order = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell_waves @ state.alpha)[0]
+    order = order / order.mean()
+    hidden = ~problem.seen
+    spread = float((order[hidden].mean() - order[problem.seen].mean()).abs()) / math.sqrt(3.0)
+    grid = state.grid
+    parts = tuple(m // s for m, s in zip(grid.divisions, problem.basis.stride, strict=True))
+    inside = hidden[cell_place(grid.coordinates().flatten(1), parts, problem.cell_shape)].reshape(grid.shape).double()
+    return HiddenMode(float(hidden.double().mean()), spread, inside, problem.cell_waves[hidden].sum(0) / len(hidden))
 
 
 def variance_map(grid: FourierGrid, covariance: Tensor, index: Tensor, sine: Tensor) -> Tensor:
@@ -64,6 +104,10 @@ def sigma_maps(problem: Problem, factors: Factors) -> tuple[Tensor, Tensor]:
     var_s = 4.0 * fields.slope.square() * variance_map(state.grid, c_ss, index, basis.order_sine)
     both = fields.slope * problem._expand(state.grid, 2.0 * c_ss @ drift, index, basis.order_sine)
     var_s = var_s - 2.0 * fields.order * both + fields.order.square() * common
+    mode = hidden_mode(problem, state)
+    if mode is not None:
+        var_d = var_d + (mode.share * mode.spread * fields.factor).square()
+        var_s = var_s + (mode.spread * (mode.inside - mode.share * fields.order)).square()
     return var_d.clamp(min=0.0).sqrt(), var_s.clamp(min=0.0).sqrt()
 
 
@@ -73,3 +117,16 @@ def mean_drift(problem: Problem, alpha: Tensor) -> Tensor:
         return torch.zeros_like(alpha)
     order, slope = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell_waves @ alpha)
     return 2.0 * (problem.cell_waves * slope[:, None]).mean(0) / order.mean()
+
+
+def order_covariance(problem: Problem, factors: Factors) -> tuple[Tensor, Tensor]:
+    """Warren-Cowley α of the basis vectors and their covariance, with what is hidden."""
+    state = factors.state
+    n, m = len(state.p), len(state.alpha)
+    alpha, jacobian = order_parameters(problem, state.alpha)
+    covariance = jacobian @ factors.covariance[n : n + m, n : n + m] @ jacobian.T
+    mode = hidden_mode(problem, state)
+    if mode is not None:
+        change = mode.spread * (mode.order - mode.share * alpha)
+        covariance = covariance + torch.outer(change, change)
+    return alpha, covariance

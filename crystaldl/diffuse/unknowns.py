@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.polynomial import Chebyshev
+from scipy.optimize import nnls
 from torch import Tensor
 
 from ..errors import DataError
-from .fourier import FourierGrid
+from .fourier import FourierGrid, cell_place
 from .gauss_newton import Basis, State
 from .geometry import PlaneLattice, denominators, vectors_within
 
@@ -25,6 +26,7 @@ RING = 1.5                      # pixels: width of the rings in which a rough ba
 RING_CLIP, RING_SIGMA, RING_HEIGHT = 5.0, 5.0, 4e-3     # of a residual; of the mean in a ring, in σ and in the mean intensity
 RING_MARGIN = 3                 # rings on both sides of a rough one
 RING_MOST = 48                  # more background functions
+FALL_WIDTHS = (0.05, 0.15, 0.4)     # of |Q|² as a fraction of its largest, over which the scattering of atoms falls
 VECTOR_RADIUS = 0.9             # Å around each interatomic vector of a given structure
 
 
@@ -107,33 +109,51 @@ def corner_spread(axes, to_lattice: np.ndarray) -> list[np.ndarray]:
 # ---------------------------------------------------------------------- basis
 
 
-def envelope_of(arrays: Arrays, valid: Tensor, bins: int = 24) -> Tensor:
-    """Smooth radial fall-off ``g(|Q|)`` of the intensity: mean in rings, smoothed in the logarithm."""
+def envelope_of(arrays: Arrays, valid: Tensor, bins: int = 24, *, falling: bool = True) -> Tensor:
+    """Smooth radial fall-off ``g(|Q|)`` of the intensity: mean in rings, a falling curve through its logarithm.
+
+    As atoms scatter, ``log g`` falls all the way, ever more slowly but for the Debye-Waller factor: ``c − Σ c_k h_k``, ``c_k ≥ 0``,
+    with h = |Q|² and ``1 − exp(−|Q|² / w)``. A curve free to follow the rings would take the molecule's own modulation, and D / g
+    would not end at the support any more. Without ``falling`` it may: a polynomial of degree 4 in |Q|², which Bragg residues
+    in some of the rings leave alone elsewhere.
+    """
     ring = (arrays.radius * (bins - 1e-6)).long()[valid]
     values = arrays.intensity[valid]
     order = torch.argsort(values)
     ring, values = ring[order], values[order]
-    means = np.full(bins, np.nan)
+    means, number = np.full(bins, np.nan), np.zeros(bins)
     for i in range(bins):
         own = values[ring == i]
         if len(own) >= 8:
-            cut = len(own) // 20                # Bragg residues sit in the top twentieth
-            means[i] = float(own[: len(own) - cut].mean())
+            cut = len(own) // (5 if falling else 20)        # where Bragg residues sit
+            means[i], number[i] = float(own[: len(own) - cut].mean()), len(own)
     floor = 1e-3 * np.nanmax(means)
     if not floor > 0:
         raise DataError("data has no positive mean in any ring of |Q|; expected diffuse intensity above background.")
     known = np.isfinite(means)
     centre = (np.arange(bins) + 0.5) / bins
     level = np.log(np.maximum(means[known], floor))
-    # a polynomial: every kink of g would be in D / g, whose transform is to end at the support
-    degree = min(4, int(known.sum()) - 1)
-    series = Chebyshev.fit(centre[known] ** 2, level, degree, domain=(0.0, 1.0))
-    # beyond the measured rings it goes on falling as it did, never rises
     square = arrays.radius.cpu().numpy() ** 2
-    first, last = centre[known][[0, -1]] ** 2
-    inside = np.clip(square, first, last)
-    smooth = np.exp(series(inside) + min(float(series.deriv()(last)), 0.0) * np.maximum(square - last, 0.0))
-    return torch.as_tensor(smooth, device=arrays.intensity.device)
+    if not falling:
+        smooth = _polynomial(centre[known] ** 2, level, square)
+        return torch.as_tensor(np.exp(smooth), device=arrays.intensity.device)
+    weight = np.sqrt(number[known])
+    columns = np.concatenate([np.ones((1, len(level))), -np.ones((1, len(level))), -_falls(centre[known] ** 2)])
+    coefficients, _ = nnls((columns * weight).T, level * weight)
+    falls = np.einsum("k,k...->...", coefficients[2:], _falls(square))
+    return torch.as_tensor(np.exp(coefficients[0] - coefficients[1] - falls), device=arrays.intensity.device)
+
+
+def _polynomial(place: np.ndarray, level: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """Chebyshev series through ``level``; beyond the places it goes on falling as it did, and never rises."""
+    series = Chebyshev.fit(place, level, min(4, len(place) - 1), domain=(0.0, 1.0))
+    first, last = place[[0, -1]]
+    return series(np.clip(square, first, last)) + min(float(series.deriv()(last)), 0.0) * np.maximum(square - last, 0.0)
+
+
+def _falls(square: np.ndarray) -> np.ndarray:
+    """Rising functions of |Q|² as a fraction of its largest, smooth and without end in direct space but short."""
+    return np.stack([square, *(1.0 - np.exp(-square / w) for w in FALL_WIDTHS)])
 
 
 def even_knots(count: int) -> np.ndarray:
@@ -187,10 +207,7 @@ def unseen(arrays: Arrays, valid: Tensor, shape: tuple[int, ...]) -> Tensor:
     The repeat is the box of one unit of each order coordinate (integers over the denominators).
     """
     parts = arrays.denominators
-    u = arrays.grid.coordinates().cpu().numpy()[:, valid.cpu().numpy()]
-    place = np.zeros(u.shape[1], dtype=int)
-    for i, (n, d) in enumerate(zip(shape, parts, strict=True)):
-        place = place * n + np.floor(np.mod(u[i] / d, 1.0) * n + 0.5).astype(int) % n
+    place = cell_place(arrays.grid.coordinates()[:, valid], parts, shape).cpu().numpy()
     seen = np.bincount(place, minlength=math.prod(shape)).reshape(shape) > 0
     for i, (n, d) in enumerate(zip(shape, parts, strict=True)):
         step = abs(float(arrays.grid.axes[i][1] - arrays.grid.axes[i][0])) * float(arrays.grid.to_lattice[:, i].abs().max()) / d

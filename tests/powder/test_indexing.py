@@ -10,7 +10,7 @@ import pytest
 
 from crystaldl.physics.lattice import cell_volume, inverse_d
 from crystaldl.physics.symmetry import space_group
-from crystaldl.powder.evidence import conventional_cell
+from crystaldl.powder.bravais import cell_of
 from crystaldl.powder.indexing import lattice_scores
 from crystaldl.powder.prepare import REFERENCE_WAVELENGTH
 from crystaldl.powder.search_kernels import (
@@ -27,6 +27,7 @@ from crystaldl.powder.search_kernels import (
     find_zones,
 )
 from crystaldl.powder.trial_indices import CODES_O, PAIRS_H, PAIRS_T, THIRDS_C, THIRDS_P, ZONES_M
+from crystaldl.powder.trials import metric_of_search
 
 ROWS = range(len(LATTICES))
 
@@ -141,7 +142,8 @@ def test_volume_is_that_of_the_conventional_cell(row):
     rng = np.random.default_rng(row)
     for _ in range(20):
         cell = random_cell(rng, row)
-        assert _volume(cell, _SYSTEM[row]) == pytest.approx(cell_volume(conventional_cell(LATTICES[row], cell)), rel=1e-9)
+        volume = cell_volume(cell_of(metric_of_search(LATTICES[row], cell)))
+        assert _volume(cell, _SYSTEM[row]) == pytest.approx(volume, rel=1e-9)
 
 
 def zone_lines(a, c, d, reach: int = 8) -> np.ndarray:
@@ -339,7 +341,7 @@ def check_lattice(found, name):
     bravais, _, cell = EXAMPLES[name]
     row = LATTICES.index(bravais)
     assert found.score[row] >= found.score.max() - 3
-    assert reduced_edges(conventional_cell(bravais, found.cell[row]), bravais) == pytest.approx(
+    assert reduced_edges(cell_of(metric_of_search(bravais, found.cell[row])), bravais) == pytest.approx(
         reduced_edges(cell, bravais), rel=0.003
     )
     assert found.score.max() > 10 and found.score.min() >= found.score.max() - MARGIN
