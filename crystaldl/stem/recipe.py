@@ -243,7 +243,8 @@ def task_for(network: str, size: str, out: Path, seed: int = 0, bank: int | None
         raise ValueError(f"model is {network!r}; expected one of {', '.join(NETWORKS)}.")
     if size not in ("smoke", "full"):
         raise ValueError(f"size is {size!r}; expected 'smoke' or 'full'.")
-    rate, arguments = RATES[network], (SMOKE_ARGUMENTS if size == "smoke" else FULL_ARGUMENTS)[network]
+    choice: dict[str, dict] = SMOKE_ARGUMENTS if size == "smoke" else FULL_ARGUMENTS
+    rate, arguments = RATES[network], choice[network]
     pixels = arguments.get("size", 96 if size == "smoke" else 160)
     if size == "smoke":
         stream = StreamOptions(pixels, 4, seed, scenes=2)
