@@ -116,8 +116,9 @@ def test_bad_paths(path, error, message, tmp_path, monkeypatch):
 
 
 WRITER = """
-import sys
+import signal, sys
 from crystaldl.storage import atomic
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
 path, letter, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 for i in range(count):
     atomic.write_text(path, letter * (20_000 + 1000 * (i % 7)))

@@ -125,9 +125,12 @@ def test_measured_patterns(shared_data):
     x = data["two_theta"].astype(float)
     seconds = []
     for row in data["intensity"][::60].astype(float):
-        start = time.process_time()  # the CPU, not the clock: other work may share the machine
-        peaks = PowderPattern(x, row, "CuKa", background_subtracted=True).peaks()
-        seconds.append(time.process_time() - start)
+        taken = []
+        for _ in range(3):  # the CPU, not the clock, and the best of three: other work may share the machine
+            start = time.process_time()
+            peaks = PowderPattern(x, row, "CuKa", background_subtracted=True).peaks()
+            taken.append(time.process_time() - start)
+        seconds.append(min(taken))
         assert 3 <= len(peaks) <= 120
         assert np.abs(peaks.position - x[row.argmax()]).min() < 0.08
     assert np.median(seconds) < 0.3
