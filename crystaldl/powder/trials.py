@@ -59,12 +59,10 @@ class Trials:
     ----------
     found : dict of Bravais lattice → tuple of Trial, the most likely different lattices of each, best first
     lead : float, score of the best lattice less that of the best different one
-    complete : bool, whether cells of low symmetry were looked for too
     """
 
     found: dict[str, tuple[Trial, ...]]
     lead: float
-    complete: bool
 
     def score(self) -> float:
         """The best score of all; 0 where nothing was found."""
@@ -114,15 +112,14 @@ def trial_lattices(peaks: np.ndarray, pool: Executor | None = None) -> tuple[Lat
         Threads for parts of the search; they change nothing but the time.
     """
     if len(peaks) < 4:
-        return lattice_scores(peaks), Trials({}, 0.0, False)
-    lines, complete = line_table_of(peaks), False
+        return lattice_scores(peaks), Trials({}, 0.0)
+    lines = line_table_of(peaks)
     few = lines.head(_OPTIONS.lines)
     quick, high = side_by_side(pool, lambda: lattice_scores(peaks), lambda: high_symmetry(few, 0.0, _HIGH))
     cells = sift(_seeds(quick) + high, lines, _OPTIONS)
     lifted = raised(cells, lines, _OPTIONS) if len(cells) else cells
     found = ranked(lifted, _OPTIONS)
     if not convincing(found, lines, _OPTIONS, 40.0, 6.0):
-        complete = True
         cells += _low_symmetry(lines, few, 0.0, pool)
         lifted = raised(cells, lines, _OPTIONS) if len(cells) else cells
         found = ranked(lifted, _OPTIONS)
@@ -134,7 +131,7 @@ def trial_lattices(peaks: np.ndarray, pool: Executor | None = None) -> tuple[Lat
     lifted += _smaller(found, lines)
     found = ranked(lifted, _OPTIONS)
     lead = found[0].score - found[1].score if len(found) > 1 else 0.0
-    return quick, Trials({name: own for name in BRAVAIS if (own := _of_lattice(lifted, name))}, lead, complete)
+    return quick, Trials({name: own for name in BRAVAIS if (own := _of_lattice(lifted, name))}, lead)
 
 
 def _low_symmetry(lines: LineTable, few: LineTable, zero: float, pool: Executor | None) -> Pool:
