@@ -14,13 +14,18 @@ install: $(VENV)/bin/python
 	rm -rf build
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt ".[train,test]"
 
-# `pytest` rather than `python -m pytest`: the installed package is tested, weights included, not the checkout
+# `pytest` rather than `python -m pytest`: the installed package is tested, weights included, not the checkout.
+# A process for each core (four at most), each on files of its own; then tests of speed, with nothing beside them.
+# Exit code 5: PYTEST_ARGS chose none of these.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile -m "not speed"
 test: install
-	$(VENV)/bin/pytest $(PYTEST_ARGS)
+	$(VENV)/bin/pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -m speed $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 # the lines that the tests reach; those of compiled functions cannot be counted and are left out (setup.cfg)
 coverage: install
-	$(VENV)/bin/pytest --cov=crystaldl --cov-report=term --cov-fail-under=85 $(PYTEST_ARGS)
+	$(VENV)/bin/pytest $(SIDE_BY_SIDE) --cov --cov-report= $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -m speed tests/test_demo.py --cov --cov-append --cov-report=term --cov-fail-under=85
 
 demo: install
 	$(VENV)/bin/python -m crystaldl.cli demo --out demo_output

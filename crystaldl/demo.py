@@ -244,7 +244,10 @@ def stem(folder: Path) -> Report:
         rows.append((method, f"{count:.1f}", f"{100 * np.sqrt(np.nanmean(error**2)):.3f} %", f"{seconds:.1f} s"))
     figure, _ = strain.show()
     write_figure(folder / "strain.png", figure, dpi=110)
-    remarks = (f"The scan is simulated: {facts['title']}.",)
+    remarks = (
+        "The time of the first holds what is done once: loading, and after an installation compiling.",
+        f"The scan is simulated: {facts['title']}.",
+    )
     header = ("method", "disks a pattern", "error of e_xx, rms", "time")
     return Report("4D-STEM: Bragg disks and strain", header, tuple(rows), remarks, ("strain.png",))
 

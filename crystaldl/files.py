@@ -62,7 +62,7 @@ def save(path: str | os.PathLike, obj: Any) -> Path:
     wing = next((w for w in map(_wing_of, type(obj).__mro__) if w), None)
     if wing is None:
         raise TypeError(f"obj is a {type(obj).__name__}; expected one of {', '.join(_WINGS)}.")
-    return import_module(f"crystaldl.{wing}.files").save_object(path, obj)
+    return import_module(f"crystaldl.{wing}.files").RECORDS.save(path, obj)
 
 
 def read(path: str | os.PathLike) -> Any:
@@ -91,7 +91,7 @@ def read(path: str | os.PathLike) -> Any:
     with open_hdf5(path, _EXPECTED, load=False) as file:
         kind = _kind(file, Path(path).name)
     wing = _WINGS.get(kind, "stem")
-    return import_module(f"crystaldl.{wing}.files").read_object(path, kind)
+    return import_module(f"crystaldl.{wing}.files").RECORDS.open(path, kind)
 
 
 def _wing_of(cls: type) -> str | None:

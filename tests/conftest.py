@@ -1,14 +1,33 @@
-"""What tests share: where the project's data lie, and a simulated pattern with known lines."""
+"""What tests share: where the project's data lie, a simulated pattern with known lines, and how they run side by side."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
+from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: each process computes on one core; read when numpy is imported
+    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+# the same examples on every run; `--hypothesis-profile=default` tries others
+settings.register_profile("crystaldl", deadline=None, derandomize=True)
+settings.load_profile("crystaldl")
+
+CLOCKS = {"perf_counter", "process_time", "monotonic"}
 
 SHARED = Path(os.environ.get("CRYSTALDL_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests that read a clock are tests of speed: `make test` runs them one at a time, after all others."""
+    for item in items:
+        code = getattr(getattr(item, "function", None), "__code__", None)
+        if code is not None and CLOCKS & set(code.co_names):
+            item.add_marker("speed")
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +49,8 @@ def format_samples(shared_data) -> Path:
 @pytest.fixture(scope="session")
 def simulated_lines():
     """A function (seed, wavelength) -> (two_theta, counts, positions, areas): Poisson counts of known lines."""
+    import numpy as np
+
     from crystaldl.physics.wavelengths import resolve_radiation
     from crystaldl.powder.linefit import profile
 

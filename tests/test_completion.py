@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from crystaldl import cli
+from crystaldl.commands import completion
 from crystaldl.models import registry
 
 SHELLS = ("bash", "zsh", "fish")
@@ -29,6 +30,20 @@ function ask() {{
 }}
 ask crystaldl {words}
 """
+
+
+def test_methods_are_those_of_the_tasks():
+    from crystaldl.diffuse.separate import METHODS as SEPARATE
+    from crystaldl.powder.classify import METHODS as CLASSIFY
+    from crystaldl.stem.disks import METHODS as DISKS
+
+    assert {"classify": tuple(CLASSIFY), "separate": SEPARATE, "strain": DISKS} == completion.METHODS
+
+
+def test_a_starting_shell_does_not_wait_for_torch():
+    pytest.importorskip("shtab")
+    code = "import sys; from crystaldl import cli; cli.main(['completion', 'bash']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True, timeout=120)
 
 
 @pytest.fixture(scope="module")

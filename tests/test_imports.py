@@ -35,6 +35,7 @@ def test_import_is_light():
     assert loaded == "[]"
 
 
+@pytest.mark.speed
 def test_import_is_fast():
     seconds = []
     for _ in range(3):  # the best of three: a busy machine is not our subject

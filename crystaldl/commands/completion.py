@@ -16,6 +16,12 @@ from .common import DONE
 
 SHELLS = ("bash", "zsh", "fish")
 _DEVICES = ("auto", "cpu", "cuda", "mps")
+#: METHODS of the tasks: said again, since to import these loads torch, and a shell that starts should not wait for it
+METHODS = {
+    "classify": ("auto", "network", "npcnn", "indexing"),
+    "separate": ("auto", "physics", "dsfunet"),
+    "strain": ("fcunet", "correlation"),
+}
 _HOW = """\
 Examples:
   bash   crystaldl completion bash > ~/.local/share/bash-completion/completions/crystaldl
@@ -77,19 +83,17 @@ def _name_values(parser: argparse.ArgumentParser, values: dict[str, Sequence[str
 def _values(command: str) -> dict[str, Sequence[str]]:
     """The words that the options of a command take, where the parser itself leaves them open."""
     values: dict[str, Sequence[str]] = {"--device": _DEVICES}
+    if command in METHODS:
+        values["--method"] = METHODS[command]
     if command == "classify":
         from ..physics.wavelengths import known_names
-        from ..powder.classify import METHODS
 
-        return values | {"--method": list(METHODS), "--model": available("powder"), "--wavelength": known_names()}
+        return values | {"--model": available("powder"), "--wavelength": known_names()}
     if command == "separate":
-        from ..diffuse.separate import METHODS as SEPARATE
         from ..diffuse.symmetry import LAUE_CLASSES
 
-        words = {"--method": list(SEPARATE), "--model": available("diffuse"), "--laue": LAUE_CLASSES}
+        words = {"--model": available("diffuse"), "--laue": LAUE_CLASSES}
         return values | words | {"--plane": ["hk0", "h0l", "0kl", "hhl"]}
     if command == "strain":
-        from ..stem.disks import METHODS as DISKS
-
-        return values | {"--method": list(DISKS), "--model": available("stem")}
+        return values | {"--model": available("stem")}
     return values

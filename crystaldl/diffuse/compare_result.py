@@ -102,9 +102,9 @@ class FormFactorComparison:
         An interrupted write leaves an old file whole.
         """
         if str(path).lower().endswith(ENDINGS):
-            from .files import save_object
+            from .files import RECORDS
 
-            return save_object(path, self)
+            return RECORDS.save(path, self)
         keys = ("criterion", "chi2", "freedom", "n_independent", "bic", "probability", "r_factor", "correlation", "scale", "b_iso",
                 "rotation")  # fmt: skip
         content = {"names": list(self.names), "best": self.best, **{k: getattr(self, k) for k in keys}, "crystaldl": self.version}

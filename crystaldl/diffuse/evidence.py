@@ -49,11 +49,14 @@ def updated_prior(problem: Problem, state: State, factor: Tensor) -> State:
     )
 
 
-def log_evidence(problem: Problem, state: State, fields: Fields, factor: Tensor, extra: Tensor | None) -> float:
+def log_evidence(problem: Problem, state: State, fields: Fields, curvature: tuple[Tensor, Tensor, Tensor | None]) -> float:
     """Laplace approximation of the log marginal likelihood, up to a constant of the data.
+
+    ``curvature`` is the Cholesky factor of the posterior precision, the prior precision in it, and what the guard added.
 
     A pixel is noise about the model or, rarely, anything: otherwise what is left out as an outlier would cost nothing.
     """
+    factor, prior, extra = curvature
     precision, values = problem.prior(state)
     measured = problem.valid > 0
     variance = problem.variance(state, fields)[measured]
@@ -61,11 +64,11 @@ def log_evidence(problem: Problem, state: State, fields: Fields, factor: Tensor,
     if problem.settings.robust:
         anything = math.log(OUTLIERS * math.sqrt(2.0 * math.pi) / (OUTLIER_RANGE * problem.scale))
         likelihood = torch.logaddexp(likelihood, torch.full_like(likelihood, anything))
-    log_det = 2.0 * float(factor.diagonal().log().sum()) - float(precision.log().sum())
+    log_det = 2.0 * float(factor.diagonal().log().sum()) - float(prior.log().sum())
     penalty = float((precision * values.square()).sum())
     if extra is not None:
         n, m = len(state.p), len(state.alpha)
-        own = precision[n : n + m].rsqrt()
+        own = prior[n : n + m].rsqrt()
         log_det -= float(torch.linalg.slogdet(torch.eye(m, dtype=own.dtype, device=own.device) + own[:, None] * extra * own)[1])
         penalty += float(state.alpha @ extra @ state.alpha)
     return float(likelihood.sum()) - 0.5 * (penalty + log_det)

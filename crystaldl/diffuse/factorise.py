@@ -139,16 +139,22 @@ class Fit:
         self.arrays, self.options, self.reach = arrays, options, reach
         self.modes = _lattice_modes(arrays)
         self.knots, self.falling = even_knots(options.background), falling
+        self._problems: dict[tuple, tuple[Problem, State, Tensor]] = {}
 
     def problem(self, valid: Tensor, support: float, link: str, *, polish: bool, iterations: int = 40,
                 tolerance: float = 3e-4) -> tuple[Problem, State]:
-        envelope = envelope_of(self.arrays, valid, falling=self.falling)
-        basis, start = build(self.arrays, support, self.reach, self.options, envelope, self.knots)
         settings = Settings(iterations=iterations, robust=self.options.robust, polish=polish, tolerance=tolerance, link=link,
                             positive=True)
-        problem = Problem(self.arrays.intensity, valid, basis, settings, self.arrays.sigma, self.modes)
-        problem.guard(unseen(self.arrays, valid, problem.cell_shape) if len(basis.order) else None)
-        return problem, start
+        key = (id(valid), support, self.knots.tobytes())
+        if key not in self._problems:
+            envelope = envelope_of(self.arrays, valid, falling=self.falling)
+            basis, start = build(self.arrays, support, self.reach, self.options, envelope, self.knots)
+            problem = Problem(self.arrays.intensity, valid, basis, settings, self.arrays.sigma, self.modes)
+            problem.guard(unseen(self.arrays, valid, problem.cell_shape) if len(basis.order) else None)
+            # the last two: supports that are compared; `valid` is kept, so that no other tensor gets its id
+            self._problems = dict([*self._problems.items()][-1:]) | {key: (problem, start, valid)}
+        problem, start, _ = self._problems[key]
+        return problem.under(settings), start
 
     def solve(self, valid: Tensor, support: float, link: str, start: State | None = None, **limits) -> Factors:
         """Refine from scratch, S = 1 and large noise, or from a state of the same basis."""
@@ -174,9 +180,11 @@ class Fit:
         self.knots = ring_knots(self.arrays, self.arrays.intensity - factors.fields.model, weight, plain, problem.scale)
         if self.knots is plain:
             return first
-        again = self.choose(valid)
-        if again[2].evidence > factors.evidence + SUPPORT_GAIN:
-            return again
+        start = replace(factors.state, b=torch.as_tensor(np.interp(self.knots, plain, factors.state.b.cpu().numpy()),
+                                                         device=factors.state.b.device))
+        again = self._grown(valid, first[0], first[1], self.solve(valid, first[0], first[1], start, tolerance=SEARCH_TOLERANCE))
+        if again[1].evidence > factors.evidence + SUPPORT_GAIN:
+            return again[0], first[1], again[1], first[3]
         self.knots = plain
         return first
 
@@ -186,8 +194,7 @@ class Fit:
         The links start from scratch on a support a little longer than the cell: molecules fit into their cells, and a
         wider one would let D take periodic modulations from S at the start. Once S is known the support may grow.
         """
-        given, most = self.options.support, largest_support(self.arrays)
-        support = min(given or FIRST_SUPPORT * self.arrays.cell, most)
+        support = min(self.options.support or FIRST_SUPPORT * self.arrays.cell, largest_support(self.arrays))
         found: dict[str, Factors] = {}
         holes = self.problem(valid, support, self.options.links[0], polish=False)[0].hidden is not None
         tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
@@ -205,19 +212,25 @@ class Fit:
                  for link, value in evidence.items()}
         link = max(ahead, key=ahead.get)
         best = found[link]
-        while given is None and support * LARGER <= most:
+        support, best = self._grown(valid, support, link, best)
+        return support, link, best, evidence
+
+    def _grown(self, valid: Tensor, support: float, link: str, best: Factors) -> tuple[float, Factors]:
+        """The support made larger for as long as the evidence asks for it."""
+        most = largest_support(self.arrays)
+        while self.options.support is None and support * LARGER <= most:
             trial = self._wider(valid, support, link, best)
             if trial.evidence < best.evidence + SUPPORT_GAIN:
                 break
             support, best = support * LARGER, trial
-        return support, link, best, evidence
+        return support, best
 
     def _wider(self, valid: Tensor, support: float, link: str, best: Factors) -> Factors:
         """The next larger support from the solution of this one; given up where its first steps gain nothing."""
         problem, start = self.problem(valid, support * LARGER, link, polish=False, iterations=FIRST_STEPS,
                                       tolerance=SEARCH_TOLERANCE)
-        basis, _ = build(self.arrays, support, self.reach, self.options, best.fields.factor, self.knots)
-        trial = refine(problem, _carried(start, best.state, problem.basis, basis), covariance=False)
+        before = self.problem(valid, support, link, polish=False)[0].basis
+        trial = refine(problem, _carried(start, best.state, problem.basis, before), covariance=False)
         if best.evidence < trial.evidence and trial.iterations == FIRST_STEPS:
             problem.settings = replace(problem.settings, iterations=12 - FIRST_STEPS)
             trial = refine(problem, trial.state, covariance=False)
@@ -357,9 +370,11 @@ def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = Factori
     chosen, problem, final = fit.finish(clear, held, report)
     if options.robust and outlying(final, clear) > FEW_OUTLIERS:
         # residues that some order or background explains hold on to an envelope: the other one may not be caught by them
-        other = Fit(arrays, options, fit.reach, falling=False).finish(clear, held)
-        if other[2].evidence > final.evidence:
-            chosen, problem, final = other
+        other = Fit(arrays, options, fit.reach, falling=False)
+        if other.solve(clear & ~held, *chosen[:2], tolerance=SEARCH_TOLERANCE).evidence > chosen[2].evidence:
+            again = other.finish(clear, held)
+            if again[2].evidence > final.evidence:
+                chosen, problem, final = again
     support, link, found, evidence = chosen
     free = r_factor(arrays.intensity, found.fields.model, held)
     return Factorisation(final, problem, lattice, support, fit.reach, link, radius, clear, free, arrays.grid.to_lattice,

@@ -6,20 +6,17 @@ Volumes and separations have forms of their own (`writers.to_emd`, `separation_f
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import FileFormatError
 from ..storage.hdf5 import load
-from ..storage.records import Record, Records, check_ending
+from ..storage.records import Form, Record, Records
 from .checks import check_lattice
 from .volume import DiffuseVolume
 from .writers import CONVENTIONS, to_emd, write_volume
 
-__all__ = ["read_object", "save_object", "volume_of_group"]
-
-EXPECTED = "a file of an SROFit, InteractionFit, FormFactorComparison or DeltaPDF from crystaldl"
+__all__ = ["RECORDS", "volume_of_group"]
 
 
 def volume_of_group(group) -> DiffuseVolume:
@@ -81,6 +78,18 @@ def _delta_pdf() -> Record:
     return Record(DeltaPDF, {"lattice": "Å and degrees"}, meaning)
 
 
+def _write_separation(path, value) -> Path:
+    from .separation_files import write_separation
+
+    return write_separation(value, path)
+
+
+def _read_separation(path):
+    from .separation_files import read_separation
+
+    return read_separation(path)
+
+
 _VECTORS = "Lattice vectors in fractions of the cell edges a, b, c; distances in Å."
 _LENGTHS = {"vectors": "cell edges", "distance": "Å"}
 RECORDS = Records(
@@ -89,40 +98,9 @@ RECORDS = Records(
         "VectorOrbits": _orbits, "DiffuseVolume": lambda: Record(DiffuseVolume, node=to_emd, load=volume_of_group),
     },
     marks={"diffuse_volume": "DiffuseVolume"},
+    forms={
+        "DiffuseVolume": Form(lambda path, value: write_volume(value, path, format="emd"), DiffuseVolume.from_file),
+        "Separation": Form(_write_separation, _read_separation),
+    },
+    expected="a file of an SROFit, InteractionFit, FormFactorComparison or DeltaPDF from crystaldl",
 )  # fmt: skip
-
-
-def save_object(path, value) -> Path:
-    """Write a volume, a separation or a result.
-
-    Raises
-    ------
-    TypeError, DataError, FileNotFoundError, OSError
-        See `crystaldl.storage.records.Records.write`.
-    """
-    check_ending(path)
-    if isinstance(value, DiffuseVolume):
-        return write_volume(value, path, format="emd")
-    if type(value).__name__ == "Separation":
-        from .separation_files import write_separation
-
-        return write_separation(value, path)
-    return RECORDS.write(path, value)
-
-
-def read_object(path, kind: str = "") -> Any:
-    """Read what `save_object` wrote, given the class of the object.
-
-    Raises
-    ------
-    TypeError, FileNotFoundError
-    FileFormatError
-        Not HDF5, damaged, or without an object of this wing.
-    """
-    if kind == "DiffuseVolume":
-        return DiffuseVolume.from_file(path)
-    if kind == "Separation":
-        from .separation_files import read_separation
-
-        return read_separation(path)
-    return RECORDS.read(path, EXPECTED)

@@ -3,22 +3,25 @@
 Everything that factorising needs is a sum over pixels of the form ``Σ_x w(x) exp(2πi r·x)``: products of two
 cosines are cosines of the sum and the difference, so whole normal matrices are look-ups in one table of such sums
 (a Toeplitz plus a Hankel matrix). Where the lattice rows run along the pixel axes the sums factorise into one small
-matrix product an axis. In a plane whose lattice rows run across the pixels they do after a shear (`shear`); in such a
-volume they are read off an oversampled FFT (non-uniform FFT of type 2, Kaiser-Bessel window; Fessler & Sutton, IEEE
-Trans. Signal Process. 51, 560, 2003).
+matrix product an axis. In a plane whose lattice rows run across the pixels they do after a shear (`shear`), and few of
+very many are read off an oversampled FFT (`spectrum`), as all are in such a volume (non-uniform FFT of type 2,
+Kaiser-Bessel window; Fessler & Sutton, IEEE Trans. Signal Process. 51, 560, 2003).
 """
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .shear import Shear, make_shear
+from .spectrum import direct_sums, read_spectrum
 from .windows import OVERSAMPLING, kaiser_bessel, kaiser_bessel_transform
 
 KERNEL_WIDTH = 8                # FFT points an axis that one frequency reads: 1e-8 at twofold oversampling
+DIRECT = 320                    # vectors up to which the sums over a plane are written out
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +119,8 @@ class FourierGrid:
 
     # ------------------------------------------------------------------ pixels to direct space
 
-    def moments(self, weight: Tensor, reach: tuple[int, ...], stride: tuple[int, ...] | None = None) -> Tensor:
+    def moments(self, weight: Tensor, reach: tuple[int, ...], stride: tuple[int, ...] | None = None,
+                wanted: Tensor | None = None) -> Tensor:
         """``Σ_x w(x) exp(2πi r·u)`` for all ``r = stride · m / divisions`` with ``|m_i| ≤ reach_i``.
 
         Parameters
@@ -125,6 +129,8 @@ class FourierGrid:
         reach : tuple of int
         stride : tuple of int, optional
             1 along each axis when left out.
+        wanted : (2 reach_1 + 1, …) bool tensor, optional
+            The entries that will be read, symmetric about the middle; others may come out as zero.
 
         Returns
         -------
@@ -137,6 +143,8 @@ class FourierGrid:
             out = self._nonuniform(weight, self.frequencies(index))
             return out.reshape(*weight.shape[: weight.ndim - self.ndim], *(len(r) for r in ranges))
         lead = weight.shape[: weight.ndim - self.ndim]
+        if not self.aligned and weight.ndim == 2 and weight.device.type == "cpu":
+            return self._read(weight, reach, stride, wanted)
         half = self._half(weight.reshape(-1, *self.shape), reach, stride)
         # weights are real: the sum at −r is the conjugate of that at r
         other = half[:, 1:].flip(tuple(range(1, half.ndim))).conj()
@@ -147,7 +155,7 @@ class FourierGrid:
         low = (0, *(-r * s for r, s in zip(reach[1:], stride[1:], strict=True)))
         count = (reach[0] + 1, *(2 * r + 1 for r in reach[1:]))
         if not self.aligned:
-            return self._shear(low, stride, count, chirp=True).analyse(weight)
+            return self._shear(low, stride, count).analyse(weight)
         wave = self._wave(0, 0, stride[0], count[0])
         first = torch.cat([wave.real, wave.imag]) @ weight.flatten(2)
         out = torch.complex(first[:, : count[0]], first[:, count[0] :]).unflatten(-1, self.shape[1:])
@@ -156,10 +164,41 @@ class FourierGrid:
             out = torch.movedim(torch.movedim(out, i - self.ndim, -1) @ wave.T, -1, i - self.ndim)
         return out
 
-    def _shear(self, low: tuple[int, ...], gap: tuple[int, ...], count: tuple[int, ...], *, chirp: bool = False) -> Shear:
-        key = ("shear", low, tuple(gap), count, chirp)
+    def project(self, weight: Tensor, functions: tuple[Tensor, Tensor], reach: tuple[int, ...],
+                stride: tuple[int, ...] | None = None) -> Tensor:
+        """``Σ_x w f_a`` of cosines and sines, weights (..., *shape), result (..., n); the vectors in units of ``stride``."""
+        index, is_sine = functions
+        if self.aligned or self.ndim == 3 or len(index) > DIRECT:
+            return project(self.moments(weight, reach, stride), reach, functions)
+        stride = torch.tensor(stride or (1,) * self.ndim, device=index.device)
+        cycles, origin = self._pixel_cycles()
+        sums = direct_sums(weight.reshape(-1, *self.shape), cycles, origin, index * stride)
+        return torch.where(is_sine, sums.imag, sums.real).reshape(*weight.shape[: weight.ndim - self.ndim], len(index))
+
+    def _pixel_cycles(self) -> tuple[Tensor, Tensor]:
+        """Cycles that a step along each axis adds for a unit of the integers, (ndim, ndim), and at the middle pixel."""
+        divisions = torch.tensor(self.divisions, dtype=torch.float64, device=self.to_lattice.device)
+        steps, middle = (torch.stack(v) for v in ([a[1] - a[0] for a in self.axes], [a[len(a) // 2] for a in self.axes]))
+        return steps[:, None] * self.to_lattice / divisions, middle @ self.to_lattice / divisions
+
+    def _read(self, weight: Tensor, reach: tuple[int, ...], stride: tuple[int, ...], wanted: Tensor | None) -> Tensor:
+        """Moments of one weight on the pixels of a plane, the wanted ones only."""
+        shape = tuple(2 * r + 1 for r in reach)
+        if wanted is None:
+            half = np.arange(math.prod(shape) // 2, math.prod(shape))
+        else:
+            half = np.flatnonzero(wanted.numpy().ravel()[math.prod(shape) // 2 :]) + math.prod(shape) // 2
+        index = (np.stack(np.unravel_index(half, shape), 1) - np.array(reach)) * np.array(stride)
+        cycles, origin = (t.numpy() for t in self._pixel_cycles())
+        out = np.zeros(math.prod(shape), dtype=np.complex128)
+        values = read_spectrum(weight, index, cycles, origin)
+        out[half], out[len(out) - 1 - half] = values, values.conj()
+        return torch.from_numpy(out.reshape(shape))
+
+    def _shear(self, low: tuple[int, ...], gap: tuple[int, ...], count: tuple[int, ...]) -> Shear:
+        key = ("shear", low, tuple(gap), count)
         if key not in self._tables:
-            self._tables[key] = make_shear(self.axes, self.to_lattice, self.divisions, low, tuple(gap), count, chirp=chirp)
+            self._tables[key] = make_shear(self.axes, self.to_lattice, self.divisions, low, tuple(gap), count)
         return self._tables[key]
 
     def _nonuniform(self, weight: Tensor, nu: Tensor) -> Tensor:
@@ -226,6 +265,10 @@ class Gram:
         middle = int((span * torch.tensor(reach, device=a.device)).sum())
         a, b = (a * span).sum(1)[:, None], (b * span).sum(1)[None]
         self.plus, self.minus = middle + a + b, middle + a - b
+        self.wanted = torch.zeros(math.prod(2 * r + 1 for r in reach), dtype=torch.bool, device=a.device)
+        for places in (self.plus, self.minus):
+            self.wanted[places.flatten()] = True
+        self.wanted |= self.wanted.flip(0)          # the sum at −r comes with that at r
         self.even = not (bool(a_sine.any()) or bool(b_sine.any()))
         self.sines = a_sine[:, None], b_sine[None]
 

@@ -17,6 +17,7 @@ one for each shell of |r| and of |R|, are estimated from the data (evidence maxi
 """
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -24,11 +25,11 @@ import torch
 from torch import Tensor
 
 from .evidence import log_evidence, updated_prior
-from .fourier import FourierGrid, Gram, project
+from .fourier import FourierGrid, Gram
 from .links import LINKS
 from .numerics import non_negative, solve
 
-NOISE_FLOOR = 2e-3              # of the mean intensity: nothing measured or modelled is better than that
+NOISE_FLOOR = 5e-4              # of the mean intensity: nothing measured or modelled is better than that
 NOISE_BINS = 24
 SLACK = 0.02                    # of the model and of the mean: misfit that never makes a pixel an outlier
 GUARD = 4.0                     # prior variance of the series where no pixel sees it, of its variance elsewhere
@@ -126,6 +127,12 @@ class Problem:
             self.cell_waves = torch.where(basis.order_sine, phase.sin(), phase.cos())
         self.reach_d = tuple(int(v) for v in basis.patterson.abs().amax(0))
         self.reach_s = tuple(int(v) for v in basis.order.abs().amax(0)) if len(basis.order) else (0,) * intensity.ndim
+
+    def under(self, settings: Settings) -> Problem:
+        """The same problem with other settings; tables are shared."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
 
     def guard(self, hidden: Tensor | None) -> None:
         """Keep the series tame on the parts of the cell that no pixel sees, bool over the points of ``cell_waves``.
@@ -233,13 +240,13 @@ class Problem:
         columns = self.columns(state, fields)
         fd, fs = (basis.patterson, basis.patterson_sine), (basis.order, basis.order_sine)
         (reach2, dd), (order2, ss), (cross, ds) = self._grams()
-        dd = dd(grid.moments(weight * gs.square(), reach2))
+        dd = dd(grid.moments(weight * gs.square(), reach2, wanted=dd.wanted))
         both = fields.factor * fields.slope
-        ss = 4.0 * ss(grid.moments(weight * both.square(), order2, basis.stride))
-        ds = 2.0 * ds(grid.moments(weight * gs * both, cross))
+        ss = 4.0 * ss(grid.moments(weight * both.square(), order2, basis.stride, ss.wanted))
+        ds = 2.0 * ds(grid.moments(weight * gs * both, cross, wanted=ds.wanted))
         stack = torch.cat([residual[None], weight * columns])
-        to_d = project(grid.moments(stack * gs, self.reach_d), self.reach_d, fd)
-        to_s = 2.0 * project(grid.moments(stack * both, self.reach_s, basis.stride), self.reach_s, fs)
+        to_d = grid.project(stack * gs, fd, self.reach_d)
+        to_s = 2.0 * grid.project(stack * both, fs, self.reach_s, basis.stride)
         flat = columns.flatten(1)
         cc = (flat * weight.flatten()) @ flat.T
         matrix = torch.cat([
@@ -324,7 +331,8 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     settings = problem.settings
     fields = problem.fields(state)
     weight = problem.weights(state, fields)
-    damping, before, calm, iteration = 0.0, math.inf, 0, 0
+    damping, calm, iteration = 0.0, 0, 0
+    before = float((fields.model - problem.intensity).square().mul(weight > 0).mean())
     while iteration < settings.iterations:
         iteration += 1
         matrix, right = problem.normal(state, fields, weight)
@@ -333,6 +341,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
         here = _objective(problem, state, fields, weight, extra)
         matrix, right = _guarded(matrix, right, state, extra)
         total = matrix + torch.diag(precision + damping * (precision + matrix.diagonal()))
+        damped = damping > 0.0
         step, factor = solve(total, right - precision * values)
         length, accepted = 1.0, False
         for _ in range(6):
@@ -356,18 +365,21 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
             state = replace(state, noise=problem.estimate_noise(state, fields))
         weight = problem.weights(state, fields)
         misfit = float((fields.model - problem.intensity).square().mul(weight > 0).mean())
-        calm = calm + 1 if abs(before - misfit) <= settings.tolerance * misfit else 0
+        # what is hidden goes on moving when the rest has long been fitted to better than the floor of the noise
+        least = 0.0 if extra is not None else (NOISE_FLOOR * problem.scale) ** 2
+        calm = calm + 1 if abs(before - misfit) <= max(settings.tolerance * misfit, least) else 0
         if calm == 2:
             break
         before = misfit
-    extra = problem.guard_precision(state)
-    matrix, _ = _guarded(*problem.normal(state, fields, weight), state, extra)
-    precision, _ = problem.prior(state)
-    factor = solve(matrix + torch.diag(precision), precision)[1]
+    # once nothing moves any more, the last matrix is good enough to compare, though not to state uncertainties
+    if covariance or calm < 2 or damped:
+        extra = problem.guard_precision(state)
+        matrix, _ = _guarded(*problem.normal(state, fields, weight), state, extra)
+        precision, _ = problem.prior(state)
+        factor = solve(matrix + torch.diag(precision), precision)[1]
     inverse = torch.cholesky_inverse(factor) if covariance else None
-    used = weight > 0
-    misfit = float((weight * (problem.intensity - fields.model).square()).sum() / used.sum())
-    evidence = log_evidence(problem, state, fields, factor, extra)
+    misfit = float((weight * (problem.intensity - fields.model).square()).sum() / (weight > 0).sum())
+    evidence = log_evidence(problem, state, fields, (factor, precision, extra))
     return Factors(state, fields, weight, inverse, misfit, evidence, iteration)
 
 

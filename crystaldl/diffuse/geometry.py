@@ -102,9 +102,10 @@ def plane_lattice(volume, centring: str = "P") -> PlaneLattice:
     shift, has_nodes = _node_shift(basis, origin, centring)
     twice = _node_shift(basis, 2.0 * origin, centring)
     through_origin = np.linalg.norm(origin - basis.T @ np.linalg.lstsq(basis.T, origin, rcond=None)[0]) < 1e-6
-    # S(x) = S(-x): −Q = −o − x must differ from o − x by a node, and the node's in-plane part be a period
+    # S(x) = S(-x): −Q = −o − x must differ from o − x by a node, and the node's in-plane part be a period; whether a node
+    # lies at x = 0 does not matter
     even_order = ndim == 3 or bool(twice[1] and _is_period(twice[0], dual))
-    return PlaneLattice(nodes, dual, metric, shift, has_nodes, even_order and not np.any(np.abs(shift) > 1e-9),
+    return PlaneLattice(nodes, dual, metric, shift, has_nodes, even_order,
                         bool(through_origin and not np.any(np.abs(origin) > 1e-9)))
 
 

@@ -22,14 +22,17 @@ from tqdm import tqdm
 from ..errors import DataError
 from ..physics.device import resolve_device
 from .factorise import Factorisation, FactoriseOptions, factorise, r_factor
+from .gauss_newton import Problem, State
 from .geometry import PlaneLattice, centring_vectors, pixel_lattice, plane_lattice
 from .separation import Separation
-from .uncertainty import order_covariance, sigma_maps
+from .uncertainty import hidden_mode, order_covariance, sigma_maps
 from .volume import DiffuseVolume
 
 METHODS = ("auto", "physics", "dsfunet")
 APPLIES = 0.15
 """R above which the product model is said not to apply, unless noise alone explains it."""
+UNSEEN = 0.1
+"""Standard uncertainty of the mean of S over what no pixel sees, from which the verdict mentions it."""
 
 
 def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None = None, device: str = "auto",
@@ -123,8 +126,8 @@ def _result(volume: DiffuseVolume, found: Factorisation, choices: FactoriseOptio
         sro=part(out["order"], sigma_s, "short-range order"), background=part(out["background"], None, "background"),
         method=method, link=found.link, r_factor=r, r_free=found.r_free, lattice=_refined_cell(volume, scale),
         period=period, support=found.support, centring=choices.centring, bragg_radius=found.bragg_radius, used=used,
-        verdict=_verdict(applies, shown), applies=applies, alpha_vectors=vectors, alpha=alpha, alpha_covariance=covariance,
-        parameters=_plain(choices),
+        verdict=_verdict(applies, shown) + _unseen(problem, factors.state), applies=applies,
+        alpha_vectors=vectors, alpha=alpha, alpha_covariance=covariance, parameters=_plain(choices),
     )
 
 
@@ -153,16 +156,26 @@ def _verdict(applies: bool, r: float) -> str:
     return f"form factor × order does not describe the data (R {100 * r:.0f} %): {why}"
 
 
+def _unseen(problem: Problem, state: State) -> str:
+    """What to say about the part of the cell that no pixel sees, where that matters."""
+    mode = hidden_mode(problem, state)
+    if mode is None or mode.spread < UNSEEN:
+        return ""
+    return f"; no pixel sees {100 * mode.share:.0f} % of the cell of S, whose mean there is uncertain by {mode.spread:.2g}"
+
+
 def _order(volume: DiffuseVolume, found: Factorisation):
     """α of one of each ±R as 3-D lattice vectors, with covariance; None where there is no lattice or S is not even."""
     basis = found.problem.basis
     if volume.lattice is None or bool(basis.order_sine.any()):
         return None, None, None
-    alpha, covariance = order_covariance(found.problem, found.factors)
+    alpha, covariance = (t.cpu().numpy() for t in order_covariance(found.problem, found.factors))
     # cycles a unit of u, then of the axis coordinates
     frequency = basis.order.cpu().numpy() / np.array(found.denominators) @ found.start_lattice.cpu().numpy().T
     vectors = direct_vectors(frequency, np.asarray(volume.basis, float), found.centring)
-    return vectors, alpha.cpu().numpy(), covariance.cpu().numpy()
+    # the cosines are those of x, not of Q = o + x; a node lies at o + shift, so o·R = −shift·R but for whole cycles
+    sign = np.where(np.cos(2.0 * math.pi * (frequency @ found.lattice.shift)) < 0, -1.0, 1.0)
+    return vectors, sign * alpha, sign[:, None] * covariance * sign
 
 
 def direct_vectors(frequency: np.ndarray, basis: np.ndarray, centring: str) -> np.ndarray:

@@ -4,10 +4,9 @@ With ``G[i, j]`` the cycles a step of pixel axis i per unit of the integer m_j, 
 
     m·Gᵀ·(x, y) = m_0 (G_00 − G_10 s) x + (m_0 G_10 + m_1 G_11) t        t = y + s x,  s = G_01 / G_11
 
-so that after every row x has been shifted by s x the sums run over one axis at a time, a phase factor between them. Long
-sums over t are convolutions with a chirp (Bluestein, IEEE Trans. Audio Electroacoust. 18, 451, 1970). The shift puts a row
-on a finer grid by a Kaiser-Bessel window (non-uniform FFT of one dimension; Fessler & Sutton, IEEE Trans. Signal Process.
-51, 560, 2003); everything else is exact. There is no look-up for each vector.
+so that after every row x has been shifted by s x the sums run over one axis at a time, a phase factor between them. The
+shift puts a row on a finer grid by a Kaiser-Bessel window (non-uniform FFT of one dimension; Fessler & Sutton, IEEE Trans.
+Signal Process. 51, 560, 2003); everything else is exact. There is no look-up for each vector.
 """
 from __future__ import annotations
 
@@ -15,13 +14,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from .windows import kaiser_bessel, kaiser_bessel_transform
 
 WIDTH = 12                      # grid points that a pixel is spread over: 1e-11 at twofold oversampling
-CHIRP = 96                      # vectors along t from which the chirp is faster than a matrix product
 TURN = 2.0 * math.pi
 
 
@@ -40,7 +37,7 @@ class Shear:
     place: Tensor               # (fine, X, n) grid points of a spread row; every ``fine``-th of them together
     across: Tensor              # (2 M_0, X) cosines over sines of the first sum
     phase: Tensor               # (M_0, points) complex
-    along: Tensor               # (points, M_1) complex; of `analyse` with a chirp (length of its transform,) complex
+    along: Tensor               # (points, M_1) complex
     correction: Tensor          # (M_0, M_1) complex: window and origin
 
     def analyse(self, weight: Tensor) -> Tensor:
@@ -50,13 +47,7 @@ class Shear:
         # one after the other: what a single weight needs stays in the cache
         first = torch.stack([self.across @ self._sheared(own) for own in weight])
         half = len(self.phase)
-        out = torch.complex(first[:, :half], first[:, half:]) * self.phase
-        if self.along.ndim == 2:
-            out = out @ self.along
-        else:
-            size = len(self.along)
-            out = torch.fft.ifft(torch.fft.fft(out, n=size) * self.along)[..., : self.correction.shape[1]]
-        out = out * self.correction
+        out = (torch.complex(first[:, :half], first[:, half:]) * self.phase) @ self.along * self.correction
         return out.transpose(1, 2) if self.swap_lattice else out
 
     def _sheared(self, weight: Tensor) -> Tensor:
@@ -86,11 +77,8 @@ class Shear:
 
 
 def make_shear(axes: tuple[Tensor, Tensor], to_lattice: Tensor, divisions: tuple[int, int], low: tuple[int, int],
-               gap: tuple[int, int], count: tuple[int, int], *, chirp: bool = False) -> Shear:
-    """Tables for the vectors ``(low + gap · n) / divisions`` of the lattice coordinates ``x @ to_lattice``.
-
-    ``chirp`` is for `Shear.analyse` of many vectors alone.
-    """
+               gap: tuple[int, int], count: tuple[int, int]) -> Shear:
+    """Tables for the vectors ``(low + gap · n) / divisions`` of the lattice coordinates ``x @ to_lattice``."""
     device = to_lattice.device
     steps = torch.stack([axis[1] - axis[0] for axis in axes])
     cycles = (steps[:, None] * to_lattice / torch.tensor(divisions, dtype=torch.float64, device=device)).tolist()
@@ -121,30 +109,9 @@ def make_shear(axes: tuple[Tensor, Tensor], to_lattice: Tensor, divisions: tuple
     turn = TURN * m[0][:, None] * ((cycles[0][0] - cycles[1][0] * slant) * x)
     across = torch.cat([turn.cos(), turn.sin()])
     phase = _wave(m[0][:, None] * (cycles[1][0] * t))
-    if chirp and count[1] >= CHIRP:
-        along, own, out = _chirp(points, count[1], cycles[1][1] * gap[1] / fine, device)
-        phase = phase * (own * _wave(cycles[1][1] * low[1] * t))
-    else:
-        along, out = _wave(t[:, None] * (cycles[1][1] * m[1])), None
+    along = _wave(t[:, None] * (cycles[1][1] * m[1]))
     correction = _wave(m[0][:, None] * origin[0] + m[1] * origin[1]) / kaiser_bessel_transform(frequency / fine, WIDTH)
-    if out is not None:
-        first = _wave(cycles[1][1] * gap[1] * float(t[0]) * torch.arange(count[1], dtype=torch.float64, device=device))
-        correction = correction * out * first
     return Shear(swap_pixels, swap_lattice, fine, points, taps, place, across, phase, along, correction)
-
-
-def _chirp(points: int, count: int, cycles: float, device) -> tuple[Tensor, Tensor, Tensor]:
-    """Transform of the chirp, and its values at the points summed over and at the vectors.
-
-    ``Σ_n a_n exp(2πi θ k n)`` with ``k n = (k² + n² − (k − n)²) / 2`` is a convolution.
-    """
-    size = next_fast_len(points + count - 1)
-    j = torch.arange(max(points, count), dtype=torch.float64, device=device)
-    chirp = _wave(torch.remainder(0.5 * cycles * j.square(), 1.0))
-    kernel = chirp.new_zeros(size)
-    kernel[:count] = chirp[:count].conj()
-    kernel[size - points + 1 :] = chirp[1:points].flip(0).conj()
-    return torch.fft.fft(kernel), chirp[:points], chirp[:count]
 
 
 def _smallest(cycles: list[list[float]]) -> tuple[bool, bool]:

@@ -95,9 +95,9 @@ class InteractionFit:
         An interrupted write leaves an old file whole.
         """
         if str(path).lower().endswith(ENDINGS):
-            from .files import save_object
+            from .files import RECORDS
 
-            return save_object(path, self)
+            return RECORDS.save(path, self)
         return write_json(path, {
             "name": self.fit.data.name, "vectors": self.vectors, "beta_v": self.beta_v, "sigma": self.sigma,
             "covariance": self.covariance, "distance": self.distance, "multiplicity": self.multiplicity, "lam": self.lam,

@@ -170,9 +170,9 @@ class SROFit:
         An interrupted write leaves an old file whole.
         """
         if str(path).lower().endswith(ENDINGS):
-            from .files import save_object
+            from .files import RECORDS
 
-            return save_object(path, self)
+            return RECORDS.save(path, self)
         return write_json(path, self.to_dict())
 
     def show(self):

@@ -4,9 +4,10 @@ The variance of a Fourier series at a pixel, ``Σ_ab C_ab f_a f_b``, is itself a
 of the vectors: the covariance is added up into a table of those and summed once, exact and as cheap as the series.
 
 Where no pixel sees a part of the cell (punched holes sit at the same point of every zone), the series continues S into it, and
-no covariance of a series that is taken for true says how far that may be wrong. What is hidden may be as continued, or at the
-level of the rest: the mean over the hidden part is taken for uncertain by what a uniform distribution between the two is away
-from the first, their difference over √3. With it goes the scale, since S has mean 1 (:class:`HiddenMode`).
+no covariance of a series that is taken for true says how far that may be wrong. What is hidden may be as continued, at the
+level of the rest, or at that of its rim: the mean over the hidden part is taken for uncertain by what a uniform distribution
+between the first and the further of the others is away from the first, their difference over √3. A peak within the holes that
+is continued at the level of the rest still shows in the rim. With it goes the scale, since S has mean 1 (:class:`HiddenMode`).
 """
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from .fourier import FourierGrid, cell_place
 from .gauss_newton import Factors, Problem, State
 from .links import LINKS, order_parameters
+
+RIM = 16                        # of the cell: width of what counts as the rim of a hidden part
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +49,23 @@ def hidden_mode(problem: Problem, state: State) -> HiddenMode | None:
     order = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell_waves @ state.alpha)[0]
     order = order / order.mean()
     hidden = ~problem.seen
-    spread = float((order[hidden].mean() - order[problem.seen].mean()).abs()) / math.sqrt(3.0)
+    level = order[hidden].mean()
+    others = (problem.seen, _rim(hidden, problem.cell_shape))
+    spread = max(abs(float(level - order[part].mean())) for part in others) / math.sqrt(3.0)
     grid = state.grid
     parts = tuple(m // s for m, s in zip(grid.divisions, problem.basis.stride, strict=True))
     inside = hidden[cell_place(grid.coordinates().flatten(1), parts, problem.cell_shape)].reshape(grid.shape).double()
     return HiddenMode(float(hidden.double().mean()), spread, inside, problem.cell_waves[hidden].sum(0) / len(hidden))
+
+
+def _rim(hidden: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The points around the hidden ones, as far as a sixteenth of the cell; all that are seen where that is nothing."""
+    near = hidden.reshape(shape)
+    for i, n in enumerate(shape):
+        steps = range(-(n // RIM), n // RIM + 1)
+        near = torch.stack([near.roll(k, i) for k in steps]).any(0)
+    rim = near.flatten() & ~hidden
+    return rim if bool(rim.any()) else ~hidden
 
 
 def variance_map(grid: FourierGrid, covariance: Tensor, index: Tensor, sine: Tensor) -> Tensor:

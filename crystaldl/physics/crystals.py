@@ -73,16 +73,21 @@ class CellSymmetry:
 
 def find_symmetry(cell, positions, numbers, symprec: float = 0.01):
     """spglib's symmetry dataset of a cell, or None where it finds none."""
+    from .lattice import cell_matrix
+
+    return _dataset(cell_matrix(cell), positions, numbers, symprec)
+
+
+def _dataset(matrix, positions, numbers, symprec: float):
+    """spglib's symmetry dataset of lattice vectors (rows of ``matrix``) and atoms, or None where it finds none."""
     import warnings
 
     import spglib
 
-    from .lattice import cell_matrix
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return spglib.get_symmetry_dataset((cell_matrix(cell), positions, numbers), symprec=symprec)
+            return spglib.get_symmetry_dataset((matrix, positions, numbers), symprec=symprec)
         except Exception as error:  # spglib >= 2.7 raises its own error type where older versions return None
             if type(error).__module__.startswith("spglib"):
                 return None
@@ -162,8 +167,6 @@ def aflow_prototypes() -> list[Crystal]:
     """
     from importlib.util import find_spec
 
-    import spglib
-
     spec = find_spec("pymatgen")
     roots = list(spec.submodule_search_locations) if spec and spec.submodule_search_locations else []
     files = [f for root in roots for f in Path(root).glob("analysis/**/aflow_prototypes.json*")]
@@ -176,8 +179,7 @@ def aflow_prototypes() -> list[Crystal]:
     for record in records:
         structure = record["snl"] if "lattice" in record["snl"] else record["snl"]["structure"]
         numbers = [_atomic_number(site["species"][0]["element"]) for site in structure["sites"]]
-        cell = (np.array(structure["lattice"]["matrix"]), [s["abc"] for s in structure["sites"]], numbers)
-        data = spglib.get_symmetry_dataset(cell, symprec=0.01)
+        data = _dataset(structure["lattice"]["matrix"], [s["abc"] for s in structure["sites"]], numbers, 0.01)
         if data is not None:
             out.append(Crystal(data.std_types, data.std_positions, cell_from_metric(data.std_lattice @ data.std_lattice.T),
                                int(data.number), record["tags"].get("mineral", ""), "AFLOW prototypes (pymatgen)"))

@@ -107,9 +107,8 @@ _KEPT_APART = frozenset({171, 172, 180, 181, 208})
 @lru_cache(maxsize=1)
 def _extinction() -> tuple[np.ndarray, tuple[str, ...], tuple[tuple[int, ...], ...]]:
     hkl = np.array(list(product(range(-6, 7), repeat=3)), dtype=np.int32)
-    flat = {tuple(v): i for i, v in enumerate(hkl)}
     # an orthorhombic cell may be named in six ways: take the lowest pattern over axis permutations
-    renamed = [np.array([flat[tuple(v[list(p)])] for v in hkl]) for p in permutations(range(3))]
+    renamed = [np.ravel_multi_index(tuple((hkl[:, list(p)] + 6).T), (13, 13, 13)) for p in permutations(range(3))]
     classes: dict[tuple, list[int]] = {}
     for n in range(1, 231):
         family = _FAMILY[SYSTEM_OF_GROUP[n - 1]]

@@ -14,7 +14,7 @@ from itertools import permutations
 import numpy as np
 from scipy.special import log_ndtr, logsumexp
 
-from .extinction import LIMIT, absent_table, centred, groups_of_lattice
+from .extinction import LIMIT, absent_table, centred, groups_of_lattice, reflection_grid
 from .pawley import PawleyFit
 
 #: intensities of allowed lines relative to the local mean: weights and means of exponentials
@@ -53,22 +53,35 @@ def _axes(lattice: str) -> list[np.ndarray]:
     return [np.eye(3, dtype=int)]
 
 
+@lru_cache(maxsize=16)
+def _turned(lattice: str) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Which reflections of the grid the centring lets be seen, and for each naming of the axes where a table has them.
+
+    For each naming: places of the general reflections and of the whole grid in the ravelled table.
+    """
+    grid = reflection_grid().astype(int)
+    general = _GENERAL[centred(_GENERAL, lattice)]
+    shape = (2 * LIMIT + 1,) * 3
+    places = [
+        tuple(np.ravel_multi_index((np.clip(hkl @ turn.T, -LIMIT, LIMIT) + LIMIT).T, shape) for hkl in (general, grid))
+        for turn in _axes(lattice)
+    ]
+    return centred(grid, lattice), places
+
+
 @lru_cache(maxsize=512)
 def settings(extinction: int, lattice: str) -> tuple[np.ndarray, ...]:
     """Distinct tables of absent reflections of an extinction group in the settings a cell of ``lattice`` may have.
 
     Boolean arrays indexed [h + 14, k + 14, l + 14]; settings with another centring than the lattice's are left out.
     """
-    axis = np.arange(-LIMIT, LIMIT + 1)
-    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    general = _GENERAL[centred(_GENERAL, lattice)]
+    seen, places = _turned(lattice)
     table, found = absent_table(extinction), {}
-    for turn in _axes(lattice):
-        at = general @ turn.T + LIMIT
-        if len(general) and table[tuple(at.T)].any():
+    for general, grid in places:
+        if table.ravel()[general].any():
             continue
-        flags = table[tuple((np.clip(grid @ turn.T, -LIMIT, LIMIT) + LIMIT).T)]
-        found.setdefault(flags[centred(grid, lattice)].tobytes(), flags.reshape((2 * LIMIT + 1,) * 3))
+        flags = table.ravel()[grid]
+        found.setdefault(flags[seen].tobytes(), flags.reshape(table.shape))
     return tuple(found.values())
 
 

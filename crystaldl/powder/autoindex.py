@@ -23,7 +23,7 @@ import numpy as np
 
 from ..physics.lattice import cell_volume
 from . import autoindex_kernels as kernels
-from . import search_kernels
+from . import search_kernels, zone_kernels
 from .bravais import (
     BRAVAIS,
     cell_of,
@@ -32,6 +32,7 @@ from .bravais import (
     lattices_of,
     metric_of,
     niggli_cell,
+    shortest_vector,
     sparser,
     system_of,
 )
@@ -186,6 +187,7 @@ class Pool:
         tables = (lines.table(floor) for floor in floors)
         score, g, zero = kernels.improve_all(*tables, lines.slope, self.g, self.zero, codes, settings)
         good = score > -1e8
+        good[good] = shortest_vector(g[good], self.bravais[good]) > search_kernels.SHORTEST
         return Pool(g, zero, self.bravais, score - PRICE * kernels.FREE[codes[:, 0]])[good]
 
     def best(self, count: int) -> Pool:
@@ -210,12 +212,12 @@ def high_symmetry(lines: LineTable, zero: float, systems, base: int = 9, count: 
         search_kernels.search_orthorhombic(table, low_few, CODES_O, 7, 11, best, cells, -1e3)
         search_kernels.search_orthorhombic(table, low_few, CODES_F, 10, 11, best, cells, -1e3)
     if "monoclinic" in systems:
-        zones = search_kernels.find_zones(table, low_many, ZONES_M, 50)
+        zones = zone_kernels.find_zones(table, low_many, ZONES_M, 50)
         # where b is short, the low-angle lines are all h0l: k comes from farther ones
         for row, thirds in ((11, THIRDS_P), (12, THIRDS_C)):
             search_kernels.search_monoclinic(table, low[: base + 14], zones, thirds, row, best, cells, -1e3)
         for row, centred in ((11, False), (12, True)):
-            rectangles = search_kernels.find_rectangles(table, low_many, RECTANGLES, centred, 16)
+            rectangles = zone_kernels.find_rectangles(table, low_many, RECTANGLES, centred, 16)
             search_kernels.search_oblique(table, low_many, rectangles, row, best, cells, -1e3)
     row, rank = np.nonzero(best > 0.0)
     found = cells[row, rank]
@@ -247,7 +249,7 @@ def any_lattice(lines: LineTable, zero: float, options: IndexOptions, axes=12, a
     scores, cells = np.full(2500, 0.0), np.zeros((2500, 6))
     n = len(base)
     kernels.search_triclinic(table, base, min(axes, n), min(angles, n), *limits, options.lost, scores, cells)
-    planes = search_kernels.find_zones(table, base[:12], ZONES_M, zones)
+    planes = zone_kernels.find_zones(table, base[:12], ZONES_M, zones)
     kernels.search_layers(table, base[:layer], planes, *limits, options.lost, scores, cells)
     keep = scores > 0.0
     count = int(keep.sum())

@@ -14,7 +14,7 @@ from ..physics.crystals import find_symmetry
 from ..physics.lattice import cell_from_metric, cell_volume, metric_tensor
 
 __all__ = ["BRAVAIS", "HIGHEST_GROUP", "cell_of", "derivative_index", "lattice_lengths", "lattices_of", "metric_of",
-           "niggli_cell", "same_lattice", "sparser", "system_of"]  # fmt: skip
+           "niggli_cell", "same_lattice", "shortest_vector", "sparser", "system_of"]  # fmt: skip
 
 #: Bravais lattice -> (code of the system, code of the centring, multiplicity of a general line times centring factor)
 BRAVAIS = {
@@ -32,6 +32,14 @@ _STEPS = np.array([v for v in product((-2, -1, 0, 1, 2), repeat=3) if v > (0, 0,
 #: coefficients of the metric's a², b², c², bc, ac, ab in the squared lengths of those steps
 _FORMS = np.concatenate([_STEPS**2, 2 * _STEPS[:, [1, 0, 0]] * _STEPS[:, [2, 2, 1]]], 1)
 _TURNS = np.array([[[p, q], [r, s]] for p, q, r, s in product(range(-3, 4), repeat=4) if p * s - q * r in (1, -1)])
+#: vectors of a primitive cell in terms of the axes of a centred one
+_PRIMITIVE = {
+    "P": np.eye(3),
+    "I": np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / 2,
+    "F": np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2,
+    "C": np.array([[1, -1, 0], [1, 1, 0], [0, 0, 2]]) / 2,
+    "R": np.array([[2, 1, 1], [-1, 1, 1], [-1, -2, 1]]) / 3,
+}
 _SYSTEMS = {"c": "cubic", "t": "tetragonal", "o": "orthorhombic", "m": "monoclinic", "a": "triclinic"}
 
 
@@ -48,12 +56,30 @@ def metric_of(cell) -> np.ndarray:
 
 def cell_of(g) -> np.ndarray:
     """(a, b, c, α, β, γ) of (A, B, C, D, E, F): (6,), or (n, 6) of (n, 6)."""
-    a, b, c, d, e, f = np.moveaxis(np.asarray(g, float), -1, 0)
-    reciprocal = np.stack([a, f / 2, e / 2, f / 2, b, d / 2, e / 2, d / 2, c], -1).reshape(*a.shape, 3, 3)
-    direct = np.linalg.inv(reciprocal)
+    direct = np.linalg.inv(_reciprocal(g))
     edges = np.sqrt(np.diagonal(direct, axis1=-2, axis2=-1))
     cosines = np.stack([direct[..., i, j] / (edges[..., i] * edges[..., j]) for i, j in ((1, 2), (0, 2), (0, 1))], -1)
     return np.concatenate([edges, np.degrees(np.arccos(np.clip(cosines, -1, 1)))], -1)
+
+
+def _reciprocal(g) -> np.ndarray:
+    a, b, c, d, e, f = np.moveaxis(np.asarray(g, float), -1, 0)
+    return np.stack([a, f / 2, e / 2, f / 2, b, d / 2, e / 2, d / 2, c], -1).reshape(*a.shape, 3, 3)
+
+
+def shortest_vector(g, bravais) -> np.ndarray:
+    """Length of the shortest lattice vector in Å, (n,), of metrics (n, 6) and Bravais lattices (n,).
+
+    Looked for among the sums of up to two of each vector of a primitive cell: all of it for cells near reduction.
+    """
+    direct, out = np.linalg.inv(_reciprocal(g)), np.zeros(len(g))
+    centring = np.array([name[1] for name in bravais])
+    for letter, turn in _PRIMITIVE.items():
+        own = centring == letter
+        metric = turn @ direct[own] @ turn.T
+        squares = metric[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] @ _FORMS.T
+        out[own] = np.sqrt(np.maximum(squares.min(1, initial=np.inf), 0.0))
+    return out
 
 
 def niggli_cell(cell, centring: str = "P") -> np.ndarray:

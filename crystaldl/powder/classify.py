@@ -82,6 +82,10 @@ def classify_patterns(
     entry = _choose_model(method, model)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected a positive integer.")
+    try:
+        progress = bool(progress)
+    except (RuntimeError, ValueError, TypeError):  # tensors and arrays of several values
+        raise TypeError(f"progress is a {type(progress).__name__}; expected True or False.") from None
     target = resolve_device(device)
     if METHODS[method].blind and _arbiter_of(entry, method) is None:
         raise ValueError(f"method is {method!r}, but the model {entry.name!r} has no arbiter for it; leave model out.")

@@ -16,10 +16,10 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import minimize
 
 from ..physics.symmetry import SYSTEM_OF_GROUP
+from .frequencies import GROUP_FREQUENCY
 from .measured import MeasuredSet, group_folds
 from .prepare import prepare
 from .recipe import NETWORKS, PowderTask, Settings, adaptation_settings, predict_logits, training_prior
-from .stream import GROUP_FREQUENCY
 
 log = logging.getLogger(__name__)
 FOLDS = 5

@@ -21,7 +21,7 @@ from ..physics.lattice import cell_volume
 from ..physics.symmetry import BRAVAIS_LATTICES
 from . import search_kernels
 from .absences import absence_evidence
-from .bravais import cell_of
+from .bravais import cell_of, shortest_vector
 from .extinction import extinction_evidence
 from .indexing import LATTICES, MARGIN, LatticeScores
 from .pawley import PawleyFit, pawley_fit
@@ -33,8 +33,10 @@ log = logging.getLogger(__name__)
 EXTINCTION_GROUPS = 99
 #: the arrays of `Evidence`, in the order the arbiter reads them
 ARRAYS = ("scores", "profile", "facts", "absences")
+#: what speaks for extinction groups: rows of `Evidence.absences`
+ABSENCES = ("intensities", "seen", "positions")
 #: lattices fitted to the profile: at most, and how far behind the best
-ALL, WITHIN = 14, 14.0
+ALL, WITHIN = 14, 20.0
 #: lattice points of a conventional cell
 LATTICE_POINTS = {"P": 1, "C": 2, "I": 2, "R": 3, "F": 4}
 #: how much a lattice can be behind in the scores of positions
@@ -71,16 +73,19 @@ class Evidence:
 
     Attributes
     ----------
-    scores : (14, 2) float, log-likelihoods relative to the best lattice, ≤ 0: of the quick search (intensities count; -10
-        where nothing near the best was found), of the closer one (positions count; -30 there)
-    profile : (14, 8) float, from the fit of the profile: log-likelihood gained by the lines and that of their intensities
+    scores : (14, 3) float, log-likelihoods relative to the best lattice, ≤ 0: of the quick search (intensities count; -10
+        where nothing near the best was found), of the closer one (positions count; -30 there), of the latter when only the
+        lines that extinction groups allow are expected
+    profile : (14, 9) float, from the fit of the profile: log-likelihood gained by the lines and that of their intensities
         with all of them allowed, each relative to the best lattice, ≤ 0; what absences add to the latter; 1 (0 and the
         floor elsewhere for lattices that were not fitted); explained share relative to the best, ≤ 0; smallest misfit over
-        this one less 1, ≤ 0; ln of the number of lines; ln of the primitive cell's volume in Å³
+        this one less 1, ≤ 0; ln of the number of lines; ln of the primitive cell's volume in Å³; ln of the shortest lattice
+        vector in Å
     facts : (8,) float: best quick score, summed weight of the lines, number of lines, misfit and explained share of the best
         fit, summed height of the lines it does not explain, best score of the closer search, its lead over other lattices
-    absences : (2, 99) float, log-likelihood of extinction groups relative to the best of their lattice, from intensities
-        and from lines seen or not, levelled off at -4 (one odd line must not decide); 0 where not examined
+    absences : (3, 99) float, log-likelihood of extinction groups relative to the best of their lattice, from intensities,
+        from lines seen or not, and from the positions of all lines, levelled off at -4 (one odd line must not decide); 0
+        where not examined
     lattices : tuple of Lattice, best first
     unexplained : (k, 2) float, lines that the best lattice does not explain: 1/d in Å⁻¹, height relative to the strongest
     """
@@ -93,7 +98,7 @@ class Evidence:
     unexplained: np.ndarray
 
 
-FLOOR = np.array([-100.0, -100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+FLOOR = np.array([-100.0, -100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
 
 
 @dataclass(frozen=True)
@@ -113,37 +118,40 @@ class Profile:
 
 
 def _scores(quick: LatticeScores, trials: Trials) -> np.ndarray:
-    """(14, 2) as in `Evidence`; a search that found nothing says nothing: zeros."""
-    out = np.zeros((len(BRAVAIS_LATTICES), 2))
+    """(14, 3) as in `Evidence`; a search that found nothing says nothing: zeros."""
+    out = np.zeros((len(BRAVAIS_LATTICES), 3))
     if quick.candidates:
         out[:, 0] = -MARGIN
         out[[BRAVAIS_LATTICES.index(name) for name in LATTICES], 0] = quick.score - quick.score.max()
     if trials.found:
-        out[:, 1] = -FAR
+        out[:, 1:] = -FAR
         for name, own in trials.found.items():
-            out[BRAVAIS_LATTICES.index(name), 1] = own[0].score - trials.score()
-    return np.maximum(out, [-MARGIN, -FAR])
+            values = own[0].score - trials.score(), own[0].allowed - trials.allowed()
+            out[BRAVAIS_LATTICES.index(name), 1:] = values
+    return np.maximum(out, [-MARGIN, -FAR, -FAR])
 
 
-def _fits(quick: LatticeScores, trials: Trials, scores, profile: Profile, pool=None) -> dict[int, tuple[float, PawleyFit]]:
-    """Fits of the most likely lattices: row in BRAVAIS_LATTICES → (score of the lines, fit)."""
+def _fits(quick, trials: Trials, scores, profile: Profile, pool=None) -> dict[int, tuple[float, PawleyFit, Trial]]:
+    """Fits of the most likely lattices: row in BRAVAIS_LATTICES → (score of the lines, fit, what was fitted)."""
     found = {BRAVAIS_LATTICES.index(name): own for name, own in trials.found.items()}
-    for row, cell, zero, score in quick.candidates:  # where the closer search had too few lines
+    for row, cell, zero, score in () if found else quick.candidates:  # the closer search had too few lines
         name = LATTICES[row]
-        found.setdefault(BRAVAIS_LATTICES.index(name), (Trial(name, metric_of_search(name, cell), zero, score),))
-    of_row = scores[:, 1] + QUICK_WEIGHT * scores[:, 0]
-    trial = [(of_row[row] + t.score - own[0].score, row, t) for row, own in found.items() for t in own]
+        found.setdefault(
+            BRAVAIS_LATTICES.index(name), (Trial(name, metric_of_search(name, cell), zero, score, score, {}),)
+        )
+    of_row = scores[:, 2] + QUICK_WEIGHT * scores[:, 0]
+    trial = [(of_row[row] + t.allowed - own[0].allowed, row, t) for row, own in found.items() for t in own]
     trial.sort(key=lambda entry: -entry[0])
     trial = [entry for entry in trial[:ALL] if entry[0] > trial[0][0] - WITHIN]
     fits = side_by_side(pool, *(partial(profile.fit, t) for *_, t in trial))
-    out: dict[int, tuple[float, PawleyFit]] = {}
-    for (score, row, _), fit in zip(trial, fits, strict=True):
+    out: dict[int, tuple[float, PawleyFit, Trial]] = {}
+    for (score, row, t), fit in zip(trial, fits, strict=True):
         if fit is None:
             continue
         before = out.get(row)
         # of two lattices of one kind the profile decides
         if before is None or score + PROFILE_WEIGHT * fit.gain > before[0] + PROFILE_WEIGHT * before[1].gain:
-            out[row] = float(score), fit
+            out[row] = float(score), fit, t
     return out
 
 
@@ -154,27 +162,28 @@ def pattern_evidence(peaks: np.ndarray, limits, profile: Profile, pool: Executor
     """
     quick, trials = trial_lattices(peaks, pool)
     scores = _scores(quick, trials)
-    table, absences = np.tile(FLOOR, (len(BRAVAIS_LATTICES), 1)), np.zeros((2, EXTINCTION_GROUPS))
+    table, absences = np.tile(FLOOR, (len(BRAVAIS_LATTICES), 1)), np.zeros((len(ABSENCES), EXTINCTION_GROUPS))
     top = trials.score()
     facts = np.array([quick.score.max(), quick.weight, quick.lines, 0.0, 0.0, 0.0, top, min(trials.lead, FAR)])
     fits = _fits(quick, trials, scores, profile, pool)
     if not fits:
         return Evidence(scores, table, facts, absences, (), np.zeros((0, 2)))
-    misfit = min(fit.misfit for _, fit in fits.values())
-    value = {row: score + PROFILE_WEIGHT * fit.gain / misfit for row, (score, fit) in fits.items()}
-    intensities = {row: absence_evidence(fit) for row, (_, fit) in fits.items()}
-    for row, (_, fit) in fits.items():
+    misfit = min(fit.misfit for _, fit, _ in fits.values())
+    value = {row: score + PROFILE_WEIGHT * fit.gain / misfit for row, (score, fit, _) in fits.items()}
+    intensities = {row: absence_evidence(fit) for row, (_, fit, _) in fits.items()}
+    for row, (_, fit, _) in fits.items():
         table[row] = _profile_row(fit, misfit, *intensities[row])
     rows = list(fits)
-    best = np.where([1, 1, 0, 0, 1, 0, 0, 0], table[rows].max(0), 0.0)
+    best = np.where([1, 1, 0, 0, 1, 0, 0, 0, 0], table[rows].max(0), 0.0)
     table[rows] = np.maximum(table[rows] - best, np.where(FLOOR < 0, FLOOR, -np.inf))
     order = sorted(fits, key=value.get)
     for row in order:  # the best lattice has the last word where two share an extinction group (trigonal and hexagonal)
         if value[row] > value[order[-1]] - EXAMINED:
-            fit = fits[row][1]
+            _, fit, trial = fits[row]
             seen = extinction_evidence(fit.lattice, fit.metric, fit.zero, peaks[:, :3], limits)
-            for k, values in enumerate((intensities[row][1], seen)):
-                absences[k, list(values)] = levelled(np.array(list(values.values())))
+            for k, values in enumerate((intensities[row][1], seen, trial.groups)):
+                if values:
+                    absences[k, list(values)] = levelled(np.array(list(values.values())))
     winner = fits[order[-1]][1]
     odd = unexplained_lines(peaks, winner)
     facts[3:6] = winner.misfit, winner.explained, min(odd[:, 1].sum(), 3.0)
@@ -186,9 +195,10 @@ def pattern_evidence(peaks: np.ndarray, limits, profile: Profile, pool: Executor
 def _profile_row(fit: PawleyFit, misfit: float, allowed: float, groups: dict[int, float]) -> list[float]:
     """What the arbiter reads of a fit, see `Evidence`; not yet relative to the best."""
     volume = cell_volume(cell_of(fit.metric)) / LATTICE_POINTS[fit.lattice[1]]
+    shortest = shortest_vector(fit.metric[None], [fit.lattice])[0]
     absent = logsumexp(list(groups.values())) - np.log(len(groups))
     return [fit.gain / misfit, allowed, absent, 1.0, fit.explained, misfit / fit.misfit - 1.0, np.log(len(fit.intensity)),
-            np.log(volume)]  # fmt: skip
+            np.log(volume), np.log(shortest)]  # fmt: skip
 
 
 def _lattice(fit: PawleyFit, score: float) -> Lattice:

@@ -46,25 +46,36 @@ def groups_of_lattice() -> dict[str, np.ndarray]:
     return {name: np.unique(extinction[bravais == i]) for i, name in enumerate(BRAVAIS_LATTICES)}
 
 
+@lru_cache(maxsize=1)
+def reflection_grid() -> np.ndarray:
+    """All hkl from -LIMIT to LIMIT, (n, 3) int32, l fastest; not to be written to."""
+    axis = np.arange(-LIMIT, LIMIT + 1)
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).astype(np.int32)
+    grid.flags.writeable = False
+    return grid
+
+
 @lru_cache(maxsize=128)
 def absent_table(extinction: int) -> np.ndarray:
     """Whether a reflection is extinct in the standard setting: bool, indexed [h + LIMIT, k + LIMIT, l + LIMIT]."""
-    axis = np.arange(-LIMIT, LIMIT + 1)
-    hkl = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3).astype(np.int32)
     group = space_group(extinction_members()[extinction][0])
-    flags = np.asarray(group.operations().systematic_absences(hkl), dtype=bool)
+    flags = np.asarray(group.operations().systematic_absences(reflection_grid()), dtype=bool)
     return flags.reshape((2 * LIMIT + 1,) * 3)
 
 
 def centred(hkl: np.ndarray, lattice: str) -> np.ndarray:
     """Which reflections (n, 3) the centring of a Bravais lattice lets be seen, (n,) bool; hR obverse."""
     h, k, l = hkl.T
-    return {
-        "I": (h + k + l) % 2 == 0,
-        "F": ((h + k) % 2 == 0) & ((k + l) % 2 == 0),
-        "C": (h + k) % 2 == 0,
-        "R": (-h + k + l) % 3 == 0,
-    }.get(lattice[1], np.ones(len(h), bool))
+    match lattice[1]:
+        case "I":
+            return (h + k + l) % 2 == 0
+        case "F":
+            return ((h + k) % 2 == 0) & ((k + l) % 2 == 0)
+        case "C":
+            return (h + k) % 2 == 0
+        case "R":
+            return (-h + k + l) % 3 == 0
+    return np.ones(len(h), bool)
 
 
 def predicted_reflections(metric, lattice: str, q2_max: float):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ from ..physics.wavelengths import Radiation
 from ..storage.records import Record, Records
 from .pattern import PowderPattern
 
-__all__ = ["read_object", "save_object"]
+__all__ = ["RECORDS"]
 
-EXPECTED = "a file of a PowderPattern or Classification from crystaldl"
 _AXES = "2θ in degrees, strictly increasing; wavelengths in Å; NaN is not measured"
 
 
@@ -48,27 +46,13 @@ def _classification() -> Record:
     return Record(Classification, {"primitive_volume": "Å^3"}, f"{numbers}; of the pattern: {_AXES}.")
 
 
-RECORDS = Records({
-    "PowderPattern": _pattern, "PeakList": _peaks, "Lattice": _lattice, "Classification": _classification,
-    "Radiation": lambda: Record(Radiation, {"wavelength": "Å", "alpha2": "Å"}),
-})  # fmt: skip
-
-
-def save_object(path, value) -> Path:
-    """Write a pattern, a classification or a list of lines; see `crystaldl.storage.records.Records.write`."""
-    return RECORDS.write(path, value)
-
-
-def read_object(path, kind: str = "") -> Any:
-    """Read what `save_object` wrote; the file itself says the class.
-
-    Raises
-    ------
-    TypeError, FileNotFoundError
-    FileFormatError
-        Not HDF5, damaged, or without an object of this wing.
-    """
-    return RECORDS.read(path, EXPECTED)
+RECORDS = Records(
+    {
+        "PowderPattern": _pattern, "PeakList": _peaks, "Lattice": _lattice, "Classification": _classification,
+        "Radiation": lambda: Record(Radiation, {"wavelength": "Å", "alpha2": "Å"}),
+    },
+    expected="a file of a PowderPattern or Classification from crystaldl",
+)  # fmt: skip
 
 
 def _fields_of_pattern(pattern: PowderPattern) -> dict[str, Any]:

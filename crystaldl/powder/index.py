@@ -10,7 +10,9 @@ from numbers import Real
 import numpy as np
 
 from ..errors import DataError
-from .autoindex import SYSTEMS, IndexOptions, LineTable, find_lattices, line_table
+from .allowed_lines import allowed_score
+from .autoindex import SYSTEMS, IndexOptions, Lattice, LineTable, find_lattices, line_table
+from .bravais import metric_of
 from .cell_refinement import build_cell, peaks_from
 from .cells import CellSearch
 from .peaks import PeakList
@@ -31,7 +33,7 @@ def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> 
         raise DataError(f"peaks holds {len(peaks)} lines; at least {MIN_LINES} are needed to find a cell.")
     start = time.monotonic()
     lines = line_table(peaks)
-    found = find_lattices(lines, options, *_reporter(progress))
+    found = _with_absences(find_lattices(lines, options, *_reporter(progress)), lines, options)
     merged = _merged(peaks, lines)
     cells = []
     for lattice in found:
@@ -74,6 +76,14 @@ def _number(value, name: str, low: float, high: float, unit: str, whole: bool = 
     if not good or (whole and value != int(value)):
         raise DataError(f"{name} is {value!r}; expected {kind} of {unit} from {low:g} to {high:g}.")
     return float(value)
+
+
+def _with_absences(found: list[Lattice], lines: LineTable, options: IndexOptions) -> list[Lattice]:
+    """The lattices scored with absent lines in mind, see `crystaldl.powder.allowed_lines`, best first."""
+    scored = [
+        replace(c, score=allowed_score(c.bravais, metric_of(c.cell), c.zero, lines, options)[0]) for c in found
+    ]
+    return sorted(scored, key=lambda lattice: -lattice.score)
 
 
 def _merged(peaks: PeakList, lines: LineTable) -> PeakList:

@@ -21,6 +21,7 @@ from . import search_kernels as kernels
 from .prepare import REFERENCE_WAVELENGTH
 from .search_kernels import CANDIDATES, LATTICES, MARGIN
 from .trial_indices import CODES_F, CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRDS_C, THIRDS_P, ZONES_M
+from .zone_kernels import find_rectangles, find_zones
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ def lattice_scores(
     top = kernels.search_uniaxial(table, low_lines, PAIRS_H, 5, 7, best, cells, top)
     top = kernels.search_orthorhombic(table, low_lines, CODES_O, 7, 11, best, cells, top)
     top = kernels.search_orthorhombic(table, low_lines, CODES_F, 10, 11, best, cells, top)
-    zones = kernels.find_zones(table, np.sort(q)[:base_zone], ZONES_M, zone_count)
+    zones = find_zones(table, np.sort(q)[:base_zone], ZONES_M, zone_count)
     for row, thirds in ((11, THIRDS_P), (12, THIRDS_C)):
         top = kernels.search_monoclinic(table, np.sort(q)[:base_zone], zones, thirds, row, best, cells, top)
     for row, centred in ((11, False), (12, True)):
-        rectangles = kernels.find_rectangles(table, np.sort(q)[:base_zone], RECTANGLES, centred, rectangle_count)
+        rectangles = find_rectangles(table, np.sort(q)[:base_zone], RECTANGLES, centred, rectangle_count)
         top = kernels.search_oblique(table, np.sort(q)[:base_zone], rectangles, row, best, cells, top)
     slope = np.radians(1.0) * 2.0 * np.sin(two_theta[order]) / REFERENCE_WAVELENGTH**2
     scores, cells, zeros = kernels.polish(table, slope, best, cells, 0.5)

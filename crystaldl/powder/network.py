@@ -80,6 +80,14 @@ def levels() -> Levels:
     return Levels(*(torch.as_tensor(a, dtype=torch.long) for a in (SYSTEM_OF_GROUP, bravais_of_group(), extinction_of_group())))
 
 
+def point_groups() -> tuple[list[int], list[bool]]:
+    """Order of the point group of each space group, and whether it holds the inversion: 230 each."""
+    from ..physics.symmetry import space_group
+
+    groups = [space_group(n).operations() for n in range(1, 231)]
+    return [len(g.sym_ops) for g in groups], [g.is_centrosymmetric() for g in groups]
+
+
 def _fourier(x: Tensor, frequencies: Tensor) -> Tensor:
     phase = x[..., None] * frequencies
     return torch.cat([phase.cos(), phase.sin()], -1)
@@ -244,11 +252,14 @@ class ArbiterMember(nn.Module):
     """One arbiter of the ensemble; see `LatticeArbiter`.
 
     Every lattice is judged by the same few numbers, so that few measured patterns can fit them: what the network thinks of
-    it, how it explains positions and intensities of the lines and the profile, how many lines it spends on that.
+    it, how it explains positions and intensities of the lines and the profile, how many lines it spends on that, how large
+    its cell is. Inside a lattice, groups of lower symmetry than the lattice's own and those without inversion become more or
+    less likely as the cell grows.
     """
 
     FACTS = (20.0, 10.0, 24.0, 2.0, 1.0, 0.5, 40.0, 10.0)
-    FEATURES = 12
+    FEATURES = 14
+    USUAL = 5.5  # ln of a usual volume of a primitive cell, Å³
 
     def __init__(self, hidden: int = 24, dropout: float = 0.3):
         super().__init__()
@@ -259,11 +270,17 @@ class ArbiterMember(nn.Module):
         self.register_buffer("scale", torch.tensor(self.FACTS), persistent=False)
         # trust in the network's lattices, in its choice inside one, and in the prior's there
         self.trust, self.inside, self.prior = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
-        # quick and close search, gain of the profile, its intensities, what absences add to them
-        self.search = nn.Parameter(torch.tensor([0.3, 0.5, 0.03, 0.0, 0.0]))
-        # the two kinds of evidence for extinction groups, and how the pattern's quality changes their weights
-        self.absences = nn.Parameter(torch.tensor([0.6, 0.5]))
-        self.quality = nn.Linear(len(self.FACTS) + 1, 2)
+        # quick and close search, the latter with absent lines, gain of the profile, its intensities, what absences add to them
+        self.search = nn.Parameter(torch.tensor([0.3, 0.1, 0.4, 0.03, 0.0, 0.0]))
+        # the three kinds of evidence for extinction groups, and how the pattern's quality changes their weights
+        self.absences = nn.Parameter(torch.tensor([0.5, 0.3, 0.3]))
+        self.quality = nn.Linear(len(self.FACTS) + 1, 3)
+        # groups of a lattice: ln index of the point group in that of the lattice, and whether an inversion is missing;
+        # what they weigh, and what a unit of the cell's ln volume adds
+        order, inversion = (torch.as_tensor(a, dtype=torch.float32) for a in point_groups())
+        largest = torch.zeros(14).scatter_reduce(0, self.bravais, order, "amax")
+        self.register_buffer("lower", torch.stack([(largest[self.bravais] / order).log(), 1 - inversion]), persistent=False)
+        self.commonness = nn.Parameter(torch.zeros(2, 2))
         nn.init.zeros_(self.quality.weight)
         nn.init.zeros_(self.quality.bias)
         self.each = nn.Sequential(nn.Linear(self.FEATURES + len(self.FACTS) + 1 + 14, hidden), nn.GELU(), nn.Dropout(dropout),
@@ -271,16 +288,17 @@ class ArbiterMember(nn.Module):
 
     def _lattice_logits(self, lattice: Tensor, scores: Tensor, profile: Tensor, context: Tensor) -> Tensor:
         """(B, 14) from the network's log-probabilities of lattices (B, 14) and the search."""
-        quick, close = scores[..., 0].clamp(-10, 0), scores[..., 1].clamp(-30, 0)
+        quick, (close, exact) = scores[..., 0].clamp(-10, 0), scores[..., 1:].clamp(-30, 0).unbind(2)
         gain, allowed, absent = profile[..., 0].clamp(-60, 0), profile[..., 1].clamp(-60, 0), profile[..., 2].clamp(-10, 10)
-        fitted, explained, misfit, lines, volume = profile[..., 3:].unbind(2)
-        both = 0.5 * quick + close + 0.1 * gain
+        fitted, explained, misfit, lines, volume, shortest = profile[..., 3:].unbind(2)
+        both = 0.5 * quick + exact + 0.1 * gain
         both = (both - both.amax(1, keepdim=True)).clamp_min(-15.0)
-        features = [quick / 5, close / 10, gain / 20, allowed / 20, absent / 5, fitted, explained.clamp(-0.5, 0) * 5,
-                    misfit.clamp(-0.5, 0) * 5, lines / 5, volume / 6, lattice.clamp_min(-8.0) / 4, both / 5]
+        features = [quick / 5, close / 10, exact / 10, gain / 20, allowed / 20, absent / 5, fitted,
+                    explained.clamp(-0.5, 0) * 5, misfit.clamp(-0.5, 0) * 5, lines / 5, volume / 6, shortest,
+                    lattice.clamp_min(-8.0) / 4, both / 5]
         which = torch.eye(14, device=lattice.device).expand(len(lattice), -1, -1)
         rows = torch.cat([torch.stack(features, 2), context[:, None].expand(-1, 14, -1), which], 2)
-        found = (self.search * torch.stack([quick, close, gain, allowed, absent], 2)).sum(2)
+        found = (self.search * torch.stack([quick, close, exact, gain, allowed, absent], 2)).sum(2)
         return self.trust * lattice + found - found.amax(1, keepdim=True) + self.each(rows)[..., 0]
 
     def forward(self, logits: Tensor, scores: Tensor, profile: Tensor, facts: Tensor, absences: Tensor, blind: Tensor) -> Tensor:
@@ -293,6 +311,8 @@ class ArbiterMember(nn.Module):
         within = within + self.prior * ~blind[:, None] * (self.log_prior[None] - usual[:, self.bravais])
         weight = self.absences * self.quality(context).exp()
         within = within + (weight[:, :, None] * absences).sum(1)[:, self.extinction]
+        size = (profile[..., 7] - self.USUAL) * profile[..., 3]
+        within = within + self.commonness[0] @ self.lower + size[:, self.bravais] * (self.commonness[1] @ self.lower)
         norm = torch.zeros_like(lattice).index_add(1, self.bravais, within.clamp(-60, 60).exp()).clamp_min(1e-30).log()
         return (lattice_logits.log_softmax(1) - norm)[:, self.bravais] + within
 
@@ -305,8 +325,8 @@ class LatticeArbiter(nn.Module):
     network alone. Small, so that it can be fitted on few measured patterns; an average over a few fits, each asked with the
     network's opinion and without.
 
-    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 14, 2), ``profile`` (B, 14, 8), ``facts`` (B, 8) and
-    ``absences`` (B, 2, 99) of the search (see `crystaldl.powder.evidence.Evidence`); ``blind`` (B,) bool, answer without
+    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 14, 3), ``profile`` (B, 14, 9), ``facts`` (B, 8) and
+    ``absences`` (B, 3, 99) of the search (see `crystaldl.powder.evidence.Evidence`); ``blind`` (B,) bool, answer without
     the network, from its prior and the search alone (drawn at random in training, so that the search can stand alone).
     """
 

@@ -97,9 +97,9 @@ def _starts_as_hdf5(path: Path) -> bool:
 
 def _read_emd(path: Path, given) -> PowderPattern:
     """The pattern of a file that crystaldl wrote, that of a classification too."""
-    from crystaldl.powder.files import read_object
+    from crystaldl.powder.files import RECORDS
 
-    found = read_object(path)
+    found = RECORDS.open(path)
     pattern = getattr(found, "pattern", found)
     if not isinstance(pattern, PowderPattern):
         raise unusable(path.name, f"this file holds a {type(found).__name__}", "a PowderPattern or a Classification")

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..physics.symmetry import SYSTEM_OF_GROUP
+from .frequencies import group_shares
 from .measured import MeasuredSet, augment
 from .network import NPCNN, PowderNet, level_log_probabilities, levels
 from .prepare import Prepared, npcnn_input, prepare
 from .simulate import DEFAULT_CONDITIONS, Conditions, LineLibrary, simulate
-from .stream import stream_prior
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ NETWORKS = {"powdernet": PowderNet, "npcnn": NPCNN}
 
 def training_prior() -> np.ndarray:
     """Share of each space group among training patterns, (230,)."""
-    prior = stream_prior()
+    prior = group_shares()
     totals = np.bincount(SYSTEM_OF_GROUP, weights=prior, minlength=7)
     prior = prior * (SYSTEM_SHARE / totals)[SYSTEM_OF_GROUP]
     return prior / prior.sum()
@@ -216,7 +216,7 @@ def smoke_lines(count: int = 200, seed: int = 0) -> LineLibrary:
     """Lines of a few random crystals of common groups, made in seconds: for smoke runs and tests."""
     from .stream import CrystalSource, build_lines
 
-    return build_lines(CrystalSource([], stream_prior()), count, seed, random_only=True)
+    return build_lines(CrystalSource([], group_shares()), count, seed, random_only=True)
 
 
 def task_for(network: str, size: str, out: Path, shared: Path | None, seed: int = 0, adapt: bool = False) -> PowderTask:

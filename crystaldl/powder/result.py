@@ -20,11 +20,11 @@ from ..physics.symmetry import (
 )
 from ..storage.atomic import write_json
 from ..storage.records import ENDINGS
-from .evidence import Lattice
 from .pattern import PowderPattern
 
 if TYPE_CHECKING:
     from .cells import Cell
+    from .evidence import Lattice
 
 
 #: summed height of lines foreign to the best lattice (strongest line 1) above which an answer is not confident
@@ -174,9 +174,9 @@ class Classification:
         An interrupted write leaves an old file whole.
         """
         if str(path).lower().endswith(ENDINGS):
-            from .files import save_object
+            from .files import RECORDS
 
-            return save_object(path, self)
+            return RECORDS.save(path, self)
         return write_json(path, {**self.to_dict(), "two_theta": self.pattern.two_theta, "intensity": self.pattern.intensity})
 
     def show(self, n: int = 5):

@@ -19,6 +19,7 @@ MARGIN = 10.0  # lattices this far below the best need no exact score
 CANDIDATES = 6  # cells of each lattice that are refined
 LOWEST = 1 / 30.0**2  # no axis beyond 30 Å
 MAX_VOLUME = 6000.0  # Å³
+SHORTEST = 2.2  # Å: no crystal repeats over less (beryllium 2.29, graphite 2.46, diamond 2.52)
 SQRT_TWO_PI = 2.5066282746
 
 
@@ -86,6 +87,33 @@ def _volume(cell, system):
     if system == 2:
         return (4.0 / (3.0 * cell[0])) * np.sqrt(0.75) / np.sqrt(cell[2])
     return 1.0 / np.sqrt(max(cell[1] * (cell[0] * cell[2] - 0.25 * cell[3] ** 2), 1e-12))
+
+
+@njit(cache=True, nogil=True)
+def _shortest(cell, row):
+    """Squared length of the shortest lattice vector, Å²: of the vectors (x a + y b + z c) / 2, or / 3, near the origin."""
+    system, centring = _SYSTEM[row], _CENTRING[row]
+    bb = 1.0 / cell[1]
+    if system == 2:
+        aa, cc = 4.0 / (3.0 * cell[0]), 1.0 / cell[2]
+        return min(aa, cc, aa / 3.0 + cc / 9.0) if centring == 4 else min(aa, cc)
+    det = cell[0] * cell[2] - 0.25 * cell[3] * cell[3]
+    aa, cc, ac = cell[2] / det, cell[0] / det, -0.5 * cell[3] / det
+    best = bb
+    for x in range(-4, 5):
+        for z in range(0, 5):
+            for y in range(2):
+                if x % 2 == 0 and y == 0 and z % 2 == 0:
+                    whole = True
+                elif centring == 1:
+                    whole = x % 2 == 1 and y == 1 and z % 2 == 1
+                elif centring == 2:
+                    whole = (x + y + z) % 2 == 0
+                else:
+                    whole = centring == 3 and x % 2 == 1 and y == 1 and z % 2 == 0
+                if whole and (x != 0 or y != 0 or z != 0):
+                    best = min(best, 0.25 * (x * x * aa + y * y * bb + z * z * cc + 2.0 * x * z * ac))
+    return best
 
 
 @njit(cache=True, nogil=True)
@@ -202,7 +230,7 @@ def _keep(lines, cell, first, last, best, cells, top):
     count = best.shape[1]
     for row in range(first, last):
         v = _score(lines, cell, row, max(best[row, count - 1], top - MARGIN))
-        if v <= best[row, count - 1]:
+        if v <= best[row, count - 1] or _shortest(cell, row) < SHORTEST * SHORTEST:
             continue
         r = count - 1
         for k in range(count):  # a near copy only replaces what it resembles
@@ -263,85 +291,6 @@ def search_orthorhombic(lines, base, codes, first, last, best, cells, top):
 
 
 @njit(cache=True, nogil=True)
-def _reduce_zone(a, c, d):
-    """Gauss reduction of ``h²A + hlD + l²C``: 0 ≤ D ≤ A ≤ C, the same lattice of lines."""
-    for _ in range(20):
-        if a > c:
-            a, c = c, a
-        n = np.round(d / (2.0 * a))
-        if n == 0.0:
-            break
-        c, d = c - n * d + n * n * a, d - 2.0 * n * a
-    return a, c, abs(d)
-
-
-@njit(cache=True, nogil=True)
-def _zone_score(lines, a, c, d):
-    """Log-likelihood ratio that a third of the lines belong to the zone; lines as in `_score`."""
-    density = 0.5 * np.pi / np.sqrt(a * c - 0.25 * d * d)
-    total = 0.0
-    for i in range(lines.shape[0]):
-        q, sigma = lines[i, 0], lines[i, 1]
-        best = 1e9
-        h = 0
-        while h * h * (a - 0.25 * d * d / c) <= 1.06 * q:
-            half = 0.5 * h * d / c
-            root = np.sqrt(max((q - h * h * a) / c + half * half, 0.0))
-            for centre in (root - half, -root - half):
-                low = np.floor(centre)
-                for l in (low, low + 1.0):
-                    if h > 0 or l != 0.0:
-                        best = min(best, abs(h * h * a + l * l * c + h * l * d - q))
-            h += 1
-        x = best / sigma
-        hit = np.exp(-0.5 * x * x) / (SQRT_TWO_PI * sigma * density) if x < 6.0 else 0.0
-        total += lines[i, 2] * np.log(0.67 + 0.33 * hit)
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _remember(zone, score, zones, scores):
-    """Put a zone into the list of the best ones, sorted by falling score, unless a near copy is there already."""
-    count = scores.size
-    if score <= scores[count - 1]:
-        return
-    for r in range(count):
-        same = True
-        for k in range(zone.size):
-            same = same and abs(zones[r, k] - zone[k]) < 0.004 * max(zone[k], zone[0])
-        if same:
-            return
-    r = count - 1
-    while r > 0 and scores[r - 1] < score:
-        scores[r], zones[r] = scores[r - 1], zones[r - 1]
-        r -= 1
-    scores[r] = score
-    zones[r] = zone
-
-
-@njit(cache=True, nogil=True)
-def find_zones(lines, base, codes, count):
-    """The ``count`` best reduced zones (A, C, D) made from three lines each, best first; unused rows are zero."""
-    zones, scores = np.zeros((count, 3)), np.full(count, -1e9)
-    n = base.size
-    for t in range(codes.shape[0]):
-        m = codes[t]
-        for i in range(n):
-            for j in range(i):
-                for k in range(j):
-                    a = m[0] * base[i] + m[1] * base[j] + m[2] * base[k]
-                    c = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
-                    d = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
-                    if a < LOWEST or c < LOWEST or d * d > 3.2 * a * c:
-                        continue
-                    a, c, d = _reduce_zone(a, c, d)
-                    if a < LOWEST or c > 0.6:
-                        continue
-                    _remember(np.array([a, c, d]), _zone_score(lines, a, c, d), zones, scores)
-    return zones
-
-
-@njit(cache=True, nogil=True)
 def _settings(a, c, d, row):
     """Cells (A, C, D) whose h0l lines fill a zone: glides and C centring leave out half of them, or three quarters."""
     third, e = (a + c + d) / 4, d / 2 + c  # the zone's third direction, a* + c*
@@ -370,48 +319,6 @@ def search_monoclinic(lines, base, zones, thirds, row, best, cells, top):
                         cell[0], cell[1], cell[2], cell[3] = a, b, c, d
                         top = _keep(lines, cell.copy(), row, row + 1, best, cells, top)
     return top
-
-
-@njit(cache=True, nogil=True)
-def _rectangle_score(lines, a, b, centred):
-    """Log-likelihood ratio that a third of the lines belong to a zone ``h²A + k²B``; ``centred``: h + k even."""
-    step = 2.0 if centred else 1.0
-    density = 0.25 * np.pi / np.sqrt(a * b) / step
-    total = 0.0
-    for i in range(lines.shape[0]):
-        q, sigma = lines[i, 0], lines[i, 1]
-        best = 1e9
-        h = 0
-        while h * h * a <= 1.06 * q:
-            root = np.sqrt(max(q - h * h * a, 0.0) / b)
-            first = float(h % 2) if centred else 0.0
-            low = first + step * np.floor((root - first) / step)
-            for k in (low, low + step):
-                if k >= 0.0 and (h > 0 or k > 0.0):
-                    best = min(best, abs(h * h * a + k * k * b - q))
-            h += 1
-        x = best / sigma
-        hit = np.exp(-0.5 * x * x) / (SQRT_TWO_PI * sigma * density) if x < 6.0 else 0.0
-        total += lines[i, 2] * np.log(0.67 + 0.33 * hit)
-    return total
-
-
-@njit(cache=True, nogil=True)
-def find_rectangles(lines, base, pairs, centred, count):
-    """The ``count`` best rectangular zones (A, B), A ≤ B, made from two lines each, best first; unused rows are zero."""
-    zones, scores = np.zeros((count, 2)), np.full(count, -1e9)
-    for i in range(base.size):
-        for j in range(i):
-            for t in range(pairs.shape[0]):
-                det = pairs[t, 0] * pairs[t, 3] - pairs[t, 2] * pairs[t, 1]
-                a = (base[i] * pairs[t, 3] - base[j] * pairs[t, 1]) / det
-                b = (pairs[t, 0] * base[j] - pairs[t, 2] * base[i]) / det
-                if a > b:
-                    a, b = b, a
-                if a < LOWEST or b > 0.3:
-                    continue
-                _remember(np.array([a, b]), _rectangle_score(lines, a, b, centred), zones, scores)
-    return zones
 
 
 @njit(cache=True, nogil=True)

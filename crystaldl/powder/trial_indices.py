@@ -13,35 +13,38 @@ def _pairs(forms) -> np.ndarray:
     return np.array(sorted(found, key=sum), dtype=np.float64)
 
 
+def _codes(matrices: np.ndarray, renamed: list[np.ndarray]) -> np.ndarray:
+    """Inverses (n, 9) of those index matrices (m, 3, 3) that have one, simple ones first, each cell once.
+
+    ``renamed``: the same matrices under the other names of their axes, (m, 3, 3) each. Entries are small integers.
+    """
+    regular = np.abs(np.linalg.det(matrices)) > 1e-6
+    # a name is a word of nine letters, a byte each
+    letters = np.stack([other[regular].reshape(-1, 9) for other in renamed]) + 64
+    words = np.sort(letters.astype(np.uint8).view("S9")[..., 0], axis=0)[0]
+    first = np.sort(np.unique(words, return_index=True)[1])
+    distinct = matrices[regular][first]
+    order = np.argsort(np.abs(distinct).sum((1, 2)), kind="stable")
+    return np.linalg.inv(distinct[order]).reshape(-1, 9)
+
+
 def _orthorhombic_codes(forms) -> np.ndarray:
     """Inverse index matrices giving (A, B, C) from three lines, one for each way to name the axes, simple ones first.
 
     ``forms`` are (h², k², l²), each standing for all its permutations.
     """
     forms = sorted({p for f in forms for p in permutations(f)})
-    out = {}
-    for triple in product(forms, repeat=3):
-        matrix = np.array(triple, float)
-        if abs(np.linalg.det(matrix)) < 1e-6:
-            continue
-        key = min(tuple(matrix[:, list(p)].ravel()) for p in permutations(range(3)))
-        out.setdefault(key, (matrix.sum(), np.linalg.inv(matrix).ravel()))
-    return np.array([code for _, code in sorted(out.values(), key=lambda item: item[0])])
+    matrices = np.array(list(product(forms, repeat=3)), float)
+    return _codes(matrices, [matrices[:, :, list(p)] for p in permutations(range(3))])
 
 
 def _monoclinic_zones() -> np.ndarray:
     """Inverse matrices giving (A, C, D) from three lines h0l."""
     forms = [(1, 0), (0, 1), (1, 1), (1, -1), (2, 0), (0, 2)]
-    out = {}
-    for triple in permutations(forms, 3):
-        matrix = np.array([(h * h, l * l, h * l) for h, l in triple], float)
-        if abs(np.linalg.det(matrix)) < 1e-6:
-            continue
-        # exchanging a and c, or reversing one of them, names the same cell
-        swaps = [matrix, matrix[:, [1, 0, 2]], matrix * [1, 1, -1], matrix[:, [1, 0, 2]] * [1, 1, -1]]
-        key = min(tuple(s.ravel()) for s in swaps)
-        out.setdefault(key, (np.abs(matrix).sum(), np.linalg.inv(matrix).ravel()))
-    return np.array([code for _, code in sorted(out.values(), key=lambda item: item[0])])
+    matrices = np.array([[(h * h, l * l, h * l) for h, l in triple] for triple in permutations(forms, 3)], float)
+    swapped = matrices[:, :, [1, 0, 2]]
+    # exchanging a and c, or reversing one of them, names the same cell
+    return _codes(matrices, [matrices, swapped, matrices * [1, 1, -1], swapped * [1, 1, -1]])
 
 
 PAIRS_T = _pairs(

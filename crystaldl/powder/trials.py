@@ -1,8 +1,9 @@
 """Trial lattices of a prepared pattern: of all fourteen Bravais lattices, from one list of lines, scored alike.
 
 What the quick search proposes (`indexing`, intensities count) and what autoindexing finds (`autoindex`, positions count)
-is refined on the same lines, raised to every symmetry its metric bears, and scored by the log-likelihood of `autoindex`.
-Cells of low symmetry are looked for only where no lattice of high symmetry explains the lines convincingly.
+is refined on the same lines, raised to every symmetry its metric bears, and scored by the log-likelihood of `autoindex`;
+the best of every kind once more with absent lines in mind (`allowed_lines`). Cells of low symmetry are looked for only where
+no lattice of high symmetry explains the lines convincingly.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .allowed_lines import allowed_score
 from .autoindex import (
     SYSTEMS,
     IndexOptions,
+    Lattice,
     LineTable,
     Pool,
     any_lattice,
@@ -25,16 +28,21 @@ from .autoindex import (
     raised,
     ranked,
     sift,
+    unexplained,
 )
-from .bravais import BRAVAIS, metric_of, sparser
+from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, sparser
 from .indexing import LATTICES, LatticeScores, lattice_scores, reliability
 from .prepare import AXIS_STEP, REFERENCE_WAVELENGTH
 
 __all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "side_by_side", "trial_lattices"]
 
 _OPTIONS = IndexOptions(impurities=3.0)
-#: lattices of one kind that are handed on: how many, and how far behind the best of that kind
-EACH, NEAR = 2, 6.0
+#: lattices of one kind that are examined for absent lines: how many, and how far behind the best of that kind
+EXAMINED, NEAR = 4, 10.0
+#: those of one kind that are handed on
+EACH = 2
+#: weight of the lines that a larger cell has to explain beyond those of a smaller one
+WORTH = 0.8
 #: zero shift in degrees worth a second search
 AGAIN = 0.02
 _HIGH = tuple(s for s in SYSTEMS if s not in ("monoclinic", "triclinic"))
@@ -43,12 +51,18 @@ _HIGH = tuple(s for s in SYSTEMS if s not in ("monoclinic", "triclinic"))
 @dataclass(frozen=True, eq=False)
 class Trial:
     """A lattice as the search leaves it: ``metric`` (6,) coefficients of h², k², l², kl, hl, hk in 1/d² (Å⁻²) of the
-    conventional cell, ``zero`` shift in degrees, ``score`` log-likelihood ratio less the price of free parameters."""
+    conventional cell, ``zero`` shift in degrees, ``score`` log-likelihood ratio less the price of free parameters.
+
+    ``allowed`` is this score when only the lines that extinction groups allow are expected, ``groups`` the log-likelihood of
+    each of them relative to the best.
+    """
 
     bravais: str
     metric: np.ndarray
     zero: float
     score: float
+    allowed: float
+    groups: dict[int, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +71,7 @@ class Trials:
 
     Attributes
     ----------
-    found : dict of Bravais lattice → tuple of Trial, the most likely different lattices of each, best first
+    found : dict of Bravais lattice → tuple of Trial, the most likely different lattices of each, best `allowed` first
     lead : float, score of the best lattice less that of the best different one
     """
 
@@ -67,6 +81,10 @@ class Trials:
     def score(self) -> float:
         """The best score of all; 0 where nothing was found."""
         return max((own[0].score for own in self.found.values()), default=0.0)
+
+    def allowed(self) -> float:
+        """The best score with absent lines in mind; 0 where nothing was found."""
+        return max((own[0].allowed for own in self.found.values()), default=0.0)
 
 
 def metric_of_search(lattice: str, cell) -> np.ndarray:
@@ -131,7 +149,7 @@ def trial_lattices(peaks: np.ndarray, pool: Executor | None = None) -> tuple[Lat
     lifted += _smaller(found, lines)
     found = ranked(lifted, _OPTIONS)
     lead = found[0].score - found[1].score if len(found) > 1 else 0.0
-    return quick, Trials({name: own for name in BRAVAIS if (own := _of_lattice(lifted, name))}, lead)
+    return quick, Trials(_trials(lifted, lines), lead)
 
 
 def _low_symmetry(lines: LineTable, few: LineTable, zero: float, pool: Executor | None) -> Pool:
@@ -144,11 +162,38 @@ def _low_symmetry(lines: LineTable, few: LineTable, zero: float, pool: Executor 
     return parts[0] + parts[1]
 
 
-def _of_lattice(pool: Pool, name: str) -> tuple[Trial, ...]:
+def _trials(pool: Pool, lines: LineTable) -> dict[str, tuple[Trial, ...]]:
+    """The best lattices of every kind.
+
+    Superlattices of a better one of the same family that explain no more lines are left out; one of higher symmetry stays,
+    because it has fewer parameters to explain them with.
+    """
+    trials = [trial for name in BRAVAIS for trial in _of_lattice(pool, name, lines)]
+    kept: list[tuple[Trial, np.ndarray, float]] = []
+    for trial in sorted(trials, key=lambda t: -t.allowed):
+        cell = cell_of(trial.metric)
+        niggli = niggli_cell(cell, "PIFCR"[BRAVAIS[trial.bravais][1]])
+        missed = unexplained(Lattice(trial.bravais, cell, niggli, trial.zero, trial.score), lines)
+        weight = float(lines.weight[missed].sum())
+        family = [entry for entry in kept if entry[0].bravais[0] == trial.bravais[0]]
+        if not any(weight > w - WORTH and derivative_index(niggli, small) for _, small, w in family):
+            kept.append((trial, niggli, weight))
+    found: dict[str, tuple[Trial, ...]] = {}
+    for trial, *_ in kept:
+        found[trial.bravais] = (*found.get(trial.bravais, ()), trial)[:EACH]
+    return found
+
+
+def _of_lattice(pool: Pool, name: str, lines: LineTable) -> list[Trial]:
     """The best lattices of one kind."""
     own = pool[pool.bravais == name]
-    best = distinct(own[own.score > own.score.max(initial=0.0) - NEAR], EACH)[0] if len(own) else own
-    return tuple(Trial(name, best.g[i], float(best.zero[i]), float(best.score[i])) for i in range(len(best)))
+    if not len(own):
+        return []
+    best = distinct(own[own.score > own.score.max() - NEAR], EXAMINED)[0]
+    scored = (allowed_score(name, g, float(z), lines, _OPTIONS) for g, z in zip(best.g, best.zero, strict=True))
+    return [
+        Trial(name, best.g[i], float(best.zero[i]), float(best.score[i]), *found) for i, found in enumerate(scored)
+    ]
 
 
 def _smaller(found, lines: LineTable) -> Pool:

@@ -22,9 +22,9 @@ def write_pattern(pattern, path) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() in ENDINGS:
-        from crystaldl.powder.files import save_object
+        from crystaldl.powder.files import RECORDS
 
-        return save_object(path, pattern)
+        return RECORDS.save(path, pattern)
     separator = _SEPARATOR.get(path.suffix.lower())
     if separator is None:
         raise DataError(f"path ends in {path.suffix!r}; expected one of {', '.join((*_SEPARATOR, *ENDINGS))}.")

@@ -209,7 +209,8 @@ class _Measure:
         from .peaks import DiskFitter, FitSettings
 
         self.options, self.threshold, self.radius = options, threshold, probe.radius
-        self.fitter = DiskFitter(probe, FitSettings(degree=options.degree), device) if options.refine else None
+        settings = FitSettings(degree=options.degree, fringes=options.fringes)
+        self.fitter = DiskFitter(probe, settings, device) if options.refine else None
 
     def __call__(self, patterns, found) -> Disks:
         import torch

@@ -34,6 +34,9 @@ class DiskOptions:
         Measure every disk by variable projection (`crystaldl.stem.peaks`).
     degree : 0, 1 or 2
         Of the polynomial that describes a disk's filling.
+    fringes : bool
+        After a polynomial of degree 2, describe the filling of each disk as closely as its pixels call for
+        (`crystaldl.stem.filling`): for strain of thick crystals; False is faster.
     min_significance : float, optional
         Refined disks whose intensity is less than this many standard uncertainties are left out; by default 3, and 1
         where a network vouches for the disk.
@@ -51,6 +54,7 @@ class DiskOptions:
     upsample: int = 16
     refine: bool = True
     degree: int = 2
+    fringes: bool = True
     min_significance: float | None = None
     min_confidence: float | None = None
 
@@ -81,6 +85,9 @@ class DiskOptions:
             raise ValueError(f"trench is {self.trench!r}; expected an inner and a larger outer radius.")
         if self.subpixel not in SUBPIXEL:
             raise ValueError(f"subpixel is {self.subpixel!r}; expected one of {', '.join(SUBPIXEL)}.")
+        for name in ("refine", "fringes"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; expected True or False.")
         if self.degree not in (0, 1, 2):
             raise ValueError(f"degree is {self.degree!r}; expected 0, 1 or 2.")
 

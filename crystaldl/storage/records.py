@@ -25,7 +25,7 @@ from crystaldl.errors import DataError, FileFormatError
 from .atomic import replacing
 from .hdf5 import open_hdf5
 
-__all__ = ["ENDINGS", "Record", "Records", "check_ending", "class_of", "fill_emd", "write_emd"]
+__all__ = ["ENDINGS", "Form", "Record", "Records", "check_ending", "class_of", "fill_emd", "write_emd"]
 
 ENDINGS = (".h5", ".hdf5", ".emd")
 FORMAT = 1  # goes up when what is written can no longer be read by what reads now
@@ -130,6 +130,20 @@ class Record:
         return self.cls(**{name: value for name, value in given.items() if name in known})
 
 
+@dataclass(frozen=True)
+class Form:
+    """How the objects of a class are kept whose files have a form of their own.
+
+    Attributes
+    ----------
+    write : function (path, object) -> Path
+    read : function (path) -> object
+    """
+
+    write: Callable[[Any, Any], Path]
+    read: Callable[[Any], Any]
+
+
 class Records:
     """The classes that a wing keeps in files.
 
@@ -139,11 +153,21 @@ class Records:
         Called when an object of that class is met, so that nothing is imported for the others.
     marks : mapping of metadata name to class name
         How the nodes of a class are known that has an EMD form of its own.
+    forms : mapping of class name to `Form`
+        Classes whose files are not written as records. ``"*"`` is for any other class.
+    expected : str, what messages of `open` say was expected
     """
 
-    def __init__(self, records: Mapping[str, Callable[[], Record]], marks: Mapping[str, str] | None = None):
-        self._makers, self._marks = dict(records), dict(marks or {})
+    def __init__(
+        self,
+        records: Mapping[str, Callable[[], Record]],
+        marks: Mapping[str, str] | None = None,
+        forms: Mapping[str, Form] | None = None,
+        expected: str = "a file of crystaldl",
+    ):
+        self._makers, self._marks, self._forms = dict(records), dict(marks or {}), dict(forms or {})
         self._known: dict[str, Record] = {}
+        self._expected = expected
 
     def _of(self, kind: str) -> Record | None:
         """The record of a class, or None if it is not kept."""
@@ -160,6 +184,36 @@ class Records:
 
     def __contains__(self, value: object) -> bool:
         return self._record(value) is not None
+
+    # -- files of every form ---------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike, value: Any) -> Path:
+        """Write one object in the form of its class.
+
+        Raises
+        ------
+        TypeError, DataError, FileNotFoundError, OSError
+            As `write`, and what a form of its own raises.
+        """
+        check_ending(path)
+        own = self._forms.get(type(value).__name__)
+        if own is None and value not in self:
+            own = self._forms.get("*")
+        return self.write(path, value) if own is None else own.write(path, value)
+
+    def open(self, path: str | os.PathLike, kind: str = "") -> Any:
+        """Read what `save` wrote, given the class of the object where it has a form of its own.
+
+        Raises
+        ------
+        TypeError, FileNotFoundError
+        FileFormatError
+            Not HDF5, damaged, or without an object of these classes.
+        """
+        own = self._forms.get(kind)
+        if own is None and kind not in self._makers:
+            own = self._forms.get("*")
+        return self.read(path, self._expected) if own is None else own.read(path)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 

@@ -17,9 +17,10 @@ from crystaldl.physics.crystals import aflow_prototypes, read_library
 from crystaldl.physics.lattice import two_theta_from_inverse_d
 from crystaldl.physics.random_crystals import random_crystal
 from crystaldl.physics.reflections import lorentz_polarisation, powder_lines
+from crystaldl.powder.frequencies import group_shares
 from crystaldl.powder.prepare import has_doublet, npcnn_input, prepare, subtract_background
 from crystaldl.powder.simulate import Conditions, simulate
-from crystaldl.powder.stream import CrystalSource, build_lines, stream_prior
+from crystaldl.powder.stream import CrystalSource, build_lines
 
 WAVELENGTH = 1.54184
 LIMITS = 2 * np.sin(np.radians([2.5, 45.0])) / WAVELENGTH  # 2θ from 5 to 90°
@@ -101,7 +102,7 @@ def test_stick_patterns_against_pymatgen(which, request, say):
 
 @pytest.fixture(scope="module")
 def lines():
-    return build_lines(CrystalSource([], stream_prior()), 300, seed=5)
+    return build_lines(CrystalSource([], group_shares()), 300, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def patterns(lines):
 
 
 def test_crystals(say):
-    source = CrystalSource([], stream_prior())
+    source = CrystalSource([], group_shares())
     build_lines(source, 2, seed=1)
     say(f"random crystals with their lines: {60 / seconds(lambda: build_lines(source, 60, seed=3), 2):.0f}/s")
 

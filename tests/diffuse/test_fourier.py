@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from crystaldl.diffuse.fourier import FourierGrid, gram, project
+from crystaldl.diffuse.spectrum import direct_sums, read_spectrum
 
 ALIGNED = {2: np.diag([1.0, 0.5]), 3: np.diag([1.0, 0.5, 2.0])}
 OBLIQUE = {2: np.array([[0.9, 0.31], [-0.22, 0.6]]), 3: np.array([[0.9, 0.31, 0.1], [-0.22, 0.6, -0.15], [0.05, 0.3, 1.1]])}
@@ -63,6 +64,43 @@ def test_high_frequencies_beyond_a_cycle_a_pixel():
     found = grid.moments(weight, reach).numpy().reshape(-1)
     index = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), -1).reshape(-1, 2)
     assert np.abs(found - weight.numpy().reshape(-1) @ np.exp(1j * phases(grid, index))).max() < 1e-7 * weight.sum().item()
+
+
+@pytest.mark.parametrize("shape", [(37, 30), (30, 41), (24, 24)])
+def test_sums_at_any_frequency(shape):
+    """One FFT read at the vectors, and the sums written out, against the definition; odd and even numbers of pixels."""
+    rng = np.random.default_rng(7)
+    weight = rng.normal(size=(2, *shape))
+    cycles, origin = np.array([[0.0174, 0.0062], [-0.0125, 0.0107]]), np.array([0.013, -0.021])
+    index = rng.integers(-90, 91, (60, 2))
+    x, y = np.meshgrid(*(np.arange(n) - n // 2 for n in shape), indexing="ij")
+    turns = np.multiply.outer(x, index @ cycles[0]) + np.multiply.outer(y, index @ cycles[1]) + index @ origin
+    expected = weight.reshape(2, -1) @ np.exp(2j * np.pi * turns.reshape(-1, 60))
+    read = read_spectrum(torch.as_tensor(weight[0]), index, cycles, origin)
+    assert np.abs(read - expected[0]).max() < 1e-10 * np.abs(weight[0]).sum()
+    written = direct_sums(*(torch.as_tensor(v) for v in (weight, cycles, origin, index))).numpy()
+    assert np.abs(written - expected).max() < 1e-11 * np.abs(weight).sum()
+
+
+def test_only_what_is_wanted_is_read():
+    grid = grid_of(OBLIQUE[2])
+    weight, reach = torch.as_tensor(np.random.default_rng(8).random(grid.shape)), (6, 5)
+    wanted = torch.as_tensor(np.random.default_rng(9).random((13, 11)) < 0.3)
+    wanted |= wanted.flip(0, 1)
+    some, every = grid.moments(weight, reach, wanted=wanted.flatten()), grid.moments(weight, reach)
+    assert torch.equal(some, torch.where(wanted, every, torch.zeros_like(every)))
+
+
+@pytest.mark.parametrize("n", [15, 400])
+def test_projection_by_either_route(grid, n):
+    """Few vectors are summed directly where lattice rows run across the pixels, many come from a table."""
+    functions, stride = random_vectors(grid, n, 10, most=3), (2,) * grid.ndim
+    reach = tuple(int(v) for v in functions[0].abs().amax(0))
+    weight = torch.as_tensor(np.random.default_rng(11).normal(size=(2, *grid.shape)))
+    angle = phases(grid, functions[0] * 2)
+    expected = weight.numpy().reshape(2, -1) @ np.where(functions[1].numpy(), np.sin(angle), np.cos(angle))
+    found = grid.project(weight, functions, reach, stride).numpy()
+    assert np.abs(found - expected).max() < 1e-7 * weight.abs().sum().item()
 
 
 def test_gram_of_cosines_and_sines(grid):

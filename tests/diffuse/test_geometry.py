@@ -133,7 +133,8 @@ OFFSETS = [
     ((0, 0, 1), None, "P", True, (0, 0), True, False),
     ((0, 0, 0.5), None, "P", False, (0, 0), True, False),
     ((0, 0, 0.3), None, "P", False, (0, 0), False, False),
-    ((0, 0, 1), None, "I", True, (0, 1), None, False),             # even, but not seen to be
+    ((0, 0, 1), None, "I", True, (0, 1), True, False),
+    ((0.5, 0.5, 0), None, "P", True, (0.5, 0.5), True, False),
     ((0.25, 0, 0), None, "P", True, (-0.25, 0), False, False),
     ((1, 0, 0), None, "P", True, (0, 0), True, False),
     ((0, 0, 0), ((1, 1, 0), (0, 0, 1)), "P", True, (0, 0), True, True),
@@ -152,7 +153,7 @@ def test_offset_planes(origin, basis, centring, has_nodes, node, even_order, eve
         assert hkl == pytest.approx(np.round(hkl)) and allowed(np.round(hkl).astype(int), centring)
         assert np.linalg.norm(found.shift) == pytest.approx(np.linalg.norm(node))
     assert found.even_factor == even_factor
-    assert even_order is None or found.even_order == even_order
+    assert found.even_order == even_order
 
 
 @pytest.mark.parametrize("origin", [(0, 0, 0), (0, 0, 1), (0, 0, 0.5), (0, 0, 0.3), (0.25, 0, 0), (0.5, 0.5, 0), (1, 0, 0)])

@@ -226,6 +226,22 @@ def test_centred_lattice():
     assert abs(np.linalg.det(parts.period)) == pytest.approx(2.0, rel=5e-3)
 
 
+def test_plane_off_the_origin_of_a_centred_lattice():
+    """hk1 of I: no node at the middle, S even all the same; α carry the sign of the node that is nearest."""
+    x = np.linspace(-3.0, 3.0, 61)
+    volume = DiffuseVolume.from_basis(np.ones((61, 61)), (x, x), np.eye(3)[:2], (0, 0, 1), (9.0, 8.5, 7.0, 90, 90, 90))
+    alpha = {(0.5, 0.5, 0.5): -0.12, (0.5, -0.5, 0.5): 0.1, (1, 0, 0): 0.05, (0, 1, 0): 0.03}
+    d, s = difference_form_factor(volume, A, B), true_order(volume, alpha)
+    assert np.allclose(s, s[::-1, ::-1]) and not np.allclose(d, d[::-1, ::-1])
+    parts = separate(volume.replace(data=counted(d * s)), links=("linear",), background=0, centring="I", progress=False)
+    assert np.corrcoef(parts.sro.data.ravel(), s.ravel())[0, 1] > 0.99
+    flat = {tuple(sorted([v[:2], tuple(-c for c in v[:2])])[1]): a for v, a in alpha.items()}
+    sigma = np.sqrt(np.diag(parts.alpha_covariance))
+    for vector, found, own in zip(parts.alpha_vectors, parts.alpha, sigma, strict=True):
+        key = tuple(sorted([tuple(vector[:2]), tuple(-vector[:2])])[1])
+        assert abs(found - flat.get(tuple(np.round(key, 6)), 0.0)) < 5 * own
+
+
 def test_volume():
     x = np.linspace(-3, 3, 41)
     volume = DiffuseVolume(np.ones((41, 41, 41)), x, x, x, (7, 7, 8, 90, 90, 90))

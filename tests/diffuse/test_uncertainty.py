@@ -11,7 +11,7 @@ import torch
 from crystaldl.diffuse.fourier import FourierGrid
 from crystaldl.diffuse.gauss_newton import Factors, Problem, refine
 from crystaldl.diffuse.links import LINKS, order_parameters
-from crystaldl.diffuse.uncertainty import mean_drift, sigma_maps, variance_map
+from crystaldl.diffuse.uncertainty import _rim, hidden_mode, mean_drift, sigma_maps, variance_map
 
 from .test_gauss_newton import example, parameters
 
@@ -98,3 +98,26 @@ def test_uncertainties_are_those_of_repeated_noise(link):
         pulls_a.append((value - alpha) / spread)
     for pulls in (pulls_d, pulls_s, pulls_a):
         assert 0.8 < float(torch.cat(pulls).square().mean().sqrt()) < 1.2
+
+
+def test_rim_of_a_hidden_part_across_the_edge_of_the_cell():
+    hidden = torch.zeros(32, 48, dtype=torch.bool)
+    hidden[-2:, :3] = hidden[:2, :3] = True
+    rim = _rim(hidden.flatten(), (32, 48)).reshape(32, 48)
+    assert int(rim.sum()) == 8 * 9 - 4 * 3 and not bool((rim & hidden).any())
+    assert bool(rim[3, -3]) and not bool(rim[4, 0]) and not bool(rim[0, 6])
+
+
+def test_what_is_hidden_may_be_at_the_level_of_the_rest_or_of_the_rim():
+    """A peak within the holes that is continued at the level of the rest still shows in the rim, and the other way round."""
+    problem, state = example("linear")
+    middle = torch.stack(torch.meshgrid(*(torch.arange(k) / k for k in problem.cell_shape), indexing="ij")).flatten(1)
+    hidden = ((middle + 0.5) % 1.0 - 0.5).square().sum(0).sqrt() < 0.15
+    problem.guard(hidden)
+    order = 1.0 + 2.0 * problem.cell_waves @ state.alpha
+    order = order / order.mean()
+    rim = _rim(hidden, problem.cell_shape)
+    steps = [abs(float(order[hidden].mean() - order[part].mean())) for part in (~hidden, rim)]
+    mode = hidden_mode(problem, state)
+    assert mode.share == pytest.approx(float(hidden.double().mean()))
+    assert mode.spread == pytest.approx(max(steps) / np.sqrt(3.0))

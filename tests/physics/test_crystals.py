@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from crystaldl.errors import FileFormatError
 from crystaldl.physics.crystals import (
     Crystal,
     aflow_prototypes,
@@ -162,6 +163,64 @@ def test_cif_round_trip_through_pymatgen(tmp_path, library):
         strong, strong2 = intensity > 0.02 * intensity.max(), intensity2 > 0.02 * intensity2.max()
         assert q2[strong2] == pytest.approx(q[strong], rel=1e-4)
         assert intensity2[strong2] == pytest.approx(intensity[strong] * (again.volume / crystal.volume) ** 2, rel=0.02)
+
+
+RECORD = {"sg": 225, "abc": [4.2, 4.2, 4.2], "ang": [90, 90, 90], "Z": [12, 8], "xyz": [[0, 0, 0], [0.5, 0, 0]]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b'[{"sg": 225',
+        b"7",
+        b"[7]",
+        json.dumps([{k: v for k, v in RECORD.items() if k != "xyz"}]).encode(),
+        json.dumps([RECORD | {"ang": 90}]).encode(),
+        json.dumps([RECORD | {"Z": ["Mg", "O"]}]).encode(),
+        json.dumps([RECORD | {"xyz": [[0, 0], [0.5, 0]]}]).encode(),
+    ],
+)
+def test_damaged_libraries(tmp_path, content):
+    path = tmp_path / "library.json"
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=r"^library\.json .*expected"):
+        read_library(path)
+
+
+def test_libraries_that_are_not_there_or_not_whole(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a file; expected a JSON library"):
+        read_library(tmp_path / "none.json")
+    path = tmp_path / "library.json.gz"
+    path.write_bytes(gzip.compress(json.dumps([RECORD] * 50).encode())[:-20])
+    with pytest.raises(FileFormatError, match="library"):
+        read_library(path)
+
+
+def test_prototypes_are_the_known_structures():
+    """Space group, elements and lattice parameters (Å) of minerals, against handbook values."""
+    pytest.importorskip("pymatgen")
+    named = {crystal.name: crystal for crystal in aflow_prototypes()}
+    assert len(named) > 150
+    for name, group, elements, a, c in (
+        ("Halite, Rock Salt", 225, {11, 17}, 5.640, 5.640), ("diamond", 227, {6}, 3.567, 3.567),
+        ("Rutile", 136, {8, 22}, 4.594, 2.958), ("Anatase", 141, {8, 22}, 3.785, 9.514),
+        ("Corundum", 167, {8, 13}, 4.759, 12.993), ("Wurtzite", 186, {16, 30}, 3.823, 6.261),
+    ):  # fmt: skip
+        crystal = named[name]
+        assert crystal.space_group == group and set(crystal.numbers.tolist()) == elements
+        assert crystal.cell[[0, 2]] == pytest.approx([a, c], rel=0.01)
+        assert number_of(crystal) == group
+
+
+def test_a_structure_that_is_none_has_no_symmetry():
+    """Two atoms in one place: spglib refuses, and only the identity is left."""
+    impossible = Crystal([6, 6], [[0, 0, 0], [0, 0, 0]], (4, 4, 4, 90, 90, 90), 1)
+    assert find_symmetry(impossible.cell, impossible.positions, impossible.numbers) is None
+    symmetry = impossible.symmetry()
+    assert symmetry.number == 1 and np.array_equal(symmetry.rotations, np.eye(3)[None])
+    assert np.array_equal(symmetry.permutations, [[0, 1]]) and not symmetry.translations.any()
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from crystaldl.powder.frequencies import UNIFORM_SHARE, group_shares
 from crystaldl.powder.simulate import Conditions, LineLibrary
-from crystaldl.powder.stream import UNIFORM_SHARE, CrystalSource, build_lines, stream_prior
+from crystaldl.powder.stream import CrystalSource, build_lines
 
 
 @pytest.fixture(scope="session")
 def random_lines() -> LineLibrary:
     """Powder lines of 300 random crystals: common groups, and 30 % of them spread over all 230."""
-    common = stream_prior() - UNIFORM_SHARE / 230
+    common = group_shares() - UNIFORM_SHARE / 230
     return build_lines(CrystalSource([], 0.7 * common / common.sum() + 0.3 / 230), 300, seed=5)
 
 

@@ -10,6 +10,7 @@ from crystaldl.physics.lattice import metric_tensor
 from crystaldl.physics.symmetry import BRAVAIS_LATTICES, extinction_of_group
 from crystaldl.powder.bravais import cell_of, lattice_lengths, metric_of, niggli_cell
 from crystaldl.powder.evidence import (
+    ABSENCES,
     ARRAYS,
     EXTINCTION_GROUPS,
     FAR,
@@ -23,7 +24,7 @@ from crystaldl.powder.evidence import (
 )
 from crystaldl.powder.extinction import groups_of_lattice, predicted_reflections
 from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
-from crystaldl.powder.search_kernels import MARGIN
+from crystaldl.powder.search_kernels import MARGIN, SHORTEST
 from crystaldl.powder.trials import metric_of_search
 
 CELLS = {
@@ -103,9 +104,9 @@ def test_threads_and_tensors_change_nothing(batch, gathered):
 def test_shapes_and_order(gathered):
     for evidence in gathered:
         shapes = [getattr(evidence, k).shape for k in ARRAYS]
-        assert shapes == [(14, 2), (14, 8), (8,), (2, EXTINCTION_GROUPS)]
+        assert shapes == [(14, 3), (14, 9), (8,), (len(ABSENCES), EXTINCTION_GROUPS)]
         assert all(np.isfinite(getattr(evidence, k)).all() for k in ARRAYS)
-        assert (evidence.scores <= 0).all() and (evidence.scores >= [-MARGIN, -FAR]).all()
+        assert (evidence.scores <= 0).all() and (evidence.scores >= [-MARGIN, -FAR, -FAR]).all()
         assert (evidence.profile[:, :2] >= FLOOR[:2]).all() and (evidence.profile[:, [0, 1, 4, 5]] <= 0).all()
         fitted = evidence.profile[:, 3] == 1
         assert not evidence.profile[~fitted, 2:].any() and fitted.sum() == len(evidence.lattices)
@@ -115,7 +116,7 @@ def test_shapes_and_order(gathered):
         assert len({c.bravais for c in evidence.lattices}) == len(ranking)
         for lattice in evidence.lattices:
             assert lattice.fit.lattice == lattice.bravais and fitted[BRAVAIS_LATTICES.index(lattice.bravais)]
-            assert (lattice.cell[:3] > 1).all() and abs(lattice.zero) < 0.4
+            assert (lattice.cell[:3] > SHORTEST).all() and abs(lattice.zero) < 0.4
 
 
 def test_known_answers(gathered):

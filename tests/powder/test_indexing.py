@@ -20,14 +20,13 @@ from crystaldl.powder.search_kernels import (
     LATTICES,
     MARGIN,
     _nearest,
-    _reduce_zone,
     _score,
     _settings,
     _volume,
-    find_zones,
 )
 from crystaldl.powder.trial_indices import CODES_O, PAIRS_H, PAIRS_T, THIRDS_C, THIRDS_P, ZONES_M
 from crystaldl.powder.trials import metric_of_search
+from crystaldl.powder.zone_kernels import _reduce_zone, find_zones
 
 ROWS = range(len(LATTICES))
 

@@ -7,29 +7,28 @@ import pytest
 
 from crystaldl.physics.crystals import aflow_prototypes, read_library
 from crystaldl.physics.random_crystals import random_crystal
+from crystaldl.powder.frequencies import UNIFORM_SHARE, group_shares
 from crystaldl.powder.simulate import LineLibrary
 from crystaldl.powder.stream import (
     HELD_OUT,
-    UNIFORM_SHARE,
     CrystalSource,
     build_lines,
     is_held_out,
     library_crystals,
     primitive_volume,
     prototype,
-    stream_prior,
     training_lines,
 )
 
 
 def test_prior():
-    prior = stream_prior()
+    prior = group_shares()
     assert prior.shape == (230,) and prior.sum() == pytest.approx(1) and prior.min() > UNIFORM_SHARE / 230 * 0.99
     assert prior.argmax() + 1 == 14
 
 
 def test_lines_are_seeded():
-    source = CrystalSource([], stream_prior())
+    source = CrystalSource([], group_shares())
     one, two, other = (build_lines(source, 20, seed) for seed in (5, 5, 6))
     assert np.array_equal(one.q, two.q) and np.array_equal(one.intensity, two.intensity)
     assert not np.array_equal(one.q, other.q)
@@ -70,7 +69,7 @@ def test_drawing_from_a_library(shared_data):
     if not path.is_file():
         pytest.skip("needs ../shared/data/powder/structures.json.gz")
     crystals = [c for c in read_library(path) if is_held_out(c) and len(c.numbers) < 60][:40]
-    source, rng = CrystalSource(crystals, stream_prior()), np.random.default_rng(0)
+    source, rng = CrystalSource(crystals, group_shares()), np.random.default_rng(0)
     for _ in range(10):
         crystal, index = source.draw(rng, library_only=True)
         assert index >= 0 and crystal.space_group == crystals[index].space_group

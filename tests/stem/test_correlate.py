@@ -129,3 +129,9 @@ def test_gaps_are_filled_from_around():
 def test_bad_options(bad, message):
     with pytest.raises(ValueError, match=f"{message}.*expected"):
         DiskOptions(**bad)
+
+
+@pytest.mark.parametrize("name", ["refine", "fringes"])
+def test_switches_are_true_or_false(name):
+    with pytest.raises(TypeError, match=f"{name}.*expected True or False"):
+        DiskOptions(**{name: 1})

@@ -203,20 +203,19 @@ def test_two_processes_by_torchrun(tmp_path):
         "import sys\nfrom pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_loop import Line, options, train\n"
-        "out, resume, session = sys.argv[1:]\n"
-        "train(Line(), options(Path(out), resume=Path(resume) if resume != '-' else None,"
-        " session_steps=int(session)))\n"
+        "for run in sys.argv[1:]:\n"
+        "    out, resume, session = run.split(':')\n"
+        "    train(Line(), options(Path(out), resume=Path(resume) if resume else None, session_steps=int(session)))\n"
     )
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
 
-    def run(*arguments: str) -> None:
+    def launch(*runs: str) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-        subprocess.run([*command, *arguments], check=True, env=environment, timeout=240, capture_output=True)
+        subprocess.run([*command, *runs], check=True, env=environment, timeout=240, capture_output=True, cwd=tmp_path)
 
-    run(str(tmp_path / "whole"), "-", "100")
-    run(str(tmp_path / "parts"), "-", "10")
-    run(str(tmp_path / "parts"), str(tmp_path / "parts"), "100")
+    launch("whole::100", "parts::10")
+    launch("parts:parts:100")
     whole, state = read_checkpoint(tmp_path / "whole")
     parts, _ = read_checkpoint(tmp_path / "parts")
     assert state["world"] == 2 and state["samples"] == 20 * 64

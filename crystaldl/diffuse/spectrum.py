@@ -1,0 +1,134 @@
+"""Fourier sums of a plane at any frequencies, read off one twofold oversampled FFT (non-uniform FFT of type 2).
+
+Where lattice rows run across the pixels, the table behind the cross terms of a normal matrix has more entries than the
+plane has pixels, most of which nobody looks up. Here each entry that is wanted costs ``WIDTH²`` products, whatever the others
+are (Kaiser-Bessel window; Fessler & Sutton, IEEE Trans. Signal Process. 51, 560, 2003). The window is a polynomial for each
+of the points it covers.
+"""
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from .windows import OVERSAMPLING, kaiser_bessel, kaiser_bessel_transform
+
+WIDTH = 12                      # FFT points an axis that one frequency reads: 1e-11 at twofold oversampling
+DEGREE = 15                     # of the window between two points
+
+
+@lru_cache(maxsize=1)
+def _window() -> np.ndarray:
+    """Coefficients (DEGREE + 1, WIDTH), highest power first, of the window at ``WIDTH / 2 − z − a`` in powers of ``2 z − 1``."""
+    nodes = np.cos(np.pi * (np.arange(4 * DEGREE) + 0.5) / (4 * DEGREE))
+    distance = WIDTH / 2 - 0.5 * (nodes[:, None] + 1.0) - np.arange(WIDTH)
+    values = kaiser_bessel(torch.as_tensor(distance), WIDTH).numpy()
+    series = np.polynomial.chebyshev.chebfit(nodes, values, DEGREE)
+    return np.stack([np.polynomial.chebyshev.cheb2poly(own)[::-1] for own in series.T], 1)
+
+
+def read_spectrum(weight: Tensor, index: np.ndarray, cycles: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """``Σ_x w(x) exp(2πi r·u(x))`` of integer vectors r.
+
+    Parameters
+    ----------
+    weight : (X, Y) real float64 tensor on the CPU
+    index : (n, 2) integer ndarray, r
+    cycles : (2, 2) ndarray
+        Cycles that one pixel along axis i adds for a unit of r_j.
+    origin : (2,) ndarray
+        Cycles at the pixel ``(X // 2, Y // 2)`` for a unit of r_j.
+
+    Returns
+    -------
+    (n,) complex128 ndarray
+    """
+    sizes = [OVERSAMPLING * (n + n % 2) for n in weight.shape]
+    half = [n // 2 for n in weight.shape]
+    for i, (n, size) in enumerate(zip(weight.shape, sizes, strict=True)):
+        place = torch.arange(n, dtype=torch.float64) - half[i]
+        weight = weight / kaiser_bessel_transform(place / size, WIDTH).reshape(-1, *(1,) * (1 - i))
+    (a, b), padded = half, weight.new_zeros(sizes)
+    x, y = weight.shape[0] - a, weight.shape[1] - b
+    padded[:x, :y], padded[-a:, :y] = weight[a:, b:], weight[:a, b:]
+    padded[:x, -b:], padded[-a:, -b:] = weight[a:, :b], weight[:a, :b]
+    spectrum = torch.fft.rfft2(padded).numpy()
+    return _read(*_wrapped(spectrum, sizes[1]), np.ascontiguousarray(index), np.asarray(cycles, float), np.asarray(origin, float),
+                 np.array(sizes), _window())
+
+
+def _wrapped(spectrum: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Real and imaginary parts with as many points more on all sides as the window reaches."""
+    edge = WIDTH // 2
+    mirror = np.roll(spectrum[::-1], 1, 0)              # the transform of real numbers at −k is the conjugate of that at k
+    last = columns // 2
+    left, right = mirror[:, edge:0:-1], mirror[:, last - 1 : last - 1 - edge : -1]
+    out = []
+    for part, sign in (("real", 1.0), ("imag", -1.0)):
+        whole = np.concatenate([sign * getattr(left, part), getattr(spectrum, part), sign * getattr(right, part)], 1)
+        out.append(np.ascontiguousarray(np.concatenate([whole[-edge:], whole, whole[:edge]])))
+    return out[0], out[1]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _read(real, imaginary, index, cycles, origin, sizes, window):
+    width, half = window.shape[1], window.shape[1] // 2
+    out = np.empty(len(index), dtype=np.complex128)
+    w0, w1 = np.empty(width), np.empty(width)
+    for k in range(len(index)):
+        i, j = index[k, 0], index[k, 1]
+        p0, p1 = i * cycles[0, 0] + j * cycles[0, 1], i * cycles[1, 0] + j * cycles[1, 1]
+        p1 = (p1 - math.floor(p1)) * sizes[1]
+        flip = p1 > sizes[1] // 2
+        if flip:
+            p1, p0 = sizes[1] - p1, -p0
+        p0 = (p0 - math.floor(p0)) * sizes[0]
+        first0, first1 = math.ceil(p0 - half), math.ceil(p1 - half)
+        z0, z1 = 2.0 * (first0 - p0 + half) - 1.0, 2.0 * (first1 - p1 + half) - 1.0
+        for a in range(width):
+            w0[a], w1[a] = window[0, a], window[0, a]
+        for d in range(1, len(window)):
+            for a in range(width):
+                w0[a] = w0[a] * z0 + window[d, a]
+                w1[a] = w1[a] * z1 + window[d, a]
+        row, column = int(first0) + half, int(first1) + half
+        re, im = 0.0, 0.0
+        for a in range(width):
+            own, other = 0.0, 0.0
+            for b in range(width):
+                own += w1[b] * real[row + a, column + b]
+                other += w1[b] * imaginary[row + a, column + b]
+            re += w0[a] * own
+            im += w0[a] * other
+        if not flip:                    # the FFT has the negative exponent
+            im = -im
+        turn = 2.0 * math.pi * (i * origin[0] + j * origin[1])
+        c, s = math.cos(turn), math.sin(turn)
+        out[k] = complex(re * c - im * s, re * s + im * c)
+    return out
+
+
+def direct_sums(weight: Tensor, cycles: Tensor, origin: Tensor, index: Tensor) -> Tensor:
+    """The same for a batch of weights (batch, X, Y) and few vectors (n, 2), written out; (batch, n) complex.
+
+    Rows and columns go one after the other; along the columns the even and the odd part take half the products each.
+    """
+    nu = index.to(torch.float64) @ cycles.T                     # cycles a pixel along both axes
+    rows, columns = weight.shape[1:]
+    middle = rows // 2, columns // 2
+    pairs = columns // 2
+    y = torch.arange(pairs, dtype=torch.float64, device=weight.device) + (0.5 if columns % 2 == 0 else 1.0)
+    turn = 2.0 * math.pi * y[:, None] * nu[:, 1]
+    low, high = weight[..., :pairs].flip(-1), weight[..., columns - pairs :]
+    even, odd = (high + low) @ turn.cos(), (high - low) @ turn.sin()
+    if columns % 2:
+        even = even + weight[..., pairs, None]
+    x = torch.arange(rows, dtype=torch.float64, device=weight.device) - middle[0]
+    shift = (columns - 1) / 2 - middle[1]
+    turn = 2.0 * math.pi * (x[:, None] * nu[:, 0] + (index.to(torch.float64) @ origin + shift * nu[:, 1]))
+    c, s = turn.cos(), turn.sin()
+    return torch.complex((even * c - odd * s).sum(1), (even * s + odd * c).sum(1))

@@ -1,0 +1,120 @@
+"""The likelihood of a lattice's lines when only those an extinction group allows are expected.
+
+A screw axis or glide plane removes lines of low angle above all, where few are predicted anyway: garnets (Ia-3d) show about
+half of the lines of their lattice. A lattice is therefore scored by the lines it would show in each extinction group,
+
+    ``ln( ε + (1 - ε) N(Q_obs - Q_calc; σ_Q) / ρ(Q) )``,
+
+as in `autoindex`, with the nearest *allowed* line for Q_calc and for ρ the number of allowed lines an Å⁻² counted around
+Q_obs, and these likelihoods are summed, weighted by how common the groups are. What is gained by few predicted lines is so
+weighed against the freedom of choosing a group, and which lines are absent takes part in the choice of a lattice. Lines are
+counted by symmetry, not by position: a cell that only looks tetragonal has the lines of an orthorhombic one.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import logsumexp
+
+from ..physics.symmetry import operations
+from .absences import settings
+from .autoindex import FLOORS, PRICE, TAIL, IndexOptions, LineTable
+from .autoindex_kernels import FREE, SQRT_TWO_PI
+from .bravais import BRAVAIS, HIGHEST_GROUP
+from .extinction import LIMIT, groups_of_lattice, predicted_reflections
+from .frequencies import extinction_shares
+
+__all__ = ["allowed_score"]
+
+#: lines are counted within this share of Q on both sides
+NEIGHBOURHOOD = 0.5
+#: distance in σ beyond which a line is not explained
+REACH = 9.0
+
+
+@lru_cache(maxsize=16)
+def _choices(lattice: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Extinction groups of a lattice in all settings: tables of absences (s, 29, 29, 29), group (s,), ln prior (s,)."""
+    groups = groups_of_lattice()[lattice]
+    share = extinction_shares()[groups]
+    tables, own, prior = [], [], []
+    for group, p in zip(groups, share / share.sum(), strict=True):
+        ways = settings(int(group), lattice)
+        tables += ways
+        own += [int(group)] * len(ways)
+        prior += [np.log(p / len(ways))] * len(ways)
+    return np.array(tables), np.array(own), np.array(prior)
+
+
+def multiplicity(lattice: str, hkl: np.ndarray) -> np.ndarray:
+    """How many reflections (n,) the symmetry of a lattice makes of each (n, 3), Friedel's included."""
+    turns = operations(HIGHEST_GROUP[lattice]).rotations
+    turns = np.unique(turns.round().astype(int), axis=0)
+    images = np.einsum("ni,gij->gnj", hkl, turns)
+    fixed = (images == hkl).all(2).sum(0)
+    return len(turns) // fixed
+
+
+def _predicted(lattice: str, metric, q_max: float, tables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """1/d² of the reflections of a lattice, ascending (n,), whether each choice allows them (s, n), and their share in a
+    line (n,)."""
+    hkl, q2 = predicted_reflections(metric, lattice, q_max)
+    allowed = ~tables[(slice(None), *(np.clip(hkl, -LIMIT, LIMIT) + LIMIT).T)]
+    return q2, allowed, 2.0 / multiplicity(lattice, hkl)
+
+
+def allowed_score(
+    lattice: str, metric, zero: float, lines: LineTable, options: IndexOptions
+) -> tuple[float, dict[int, float]]:
+    """Log-likelihood ratio of the lines against chance, all extinction groups of a lattice weighed.
+
+    Parameters
+    ----------
+    lattice, metric, zero : Bravais lattice, coefficients (6,) of h², k², l², kl, hl, hk in 1/d² (Å⁻²), zero shift (degrees)
+    lines : LineTable, those of lowest angle are used, three times `options.lines`
+
+    Returns
+    -------
+    score : float, less the price of the free parameters of the cell and of the zero shift
+    groups : dict, index of the extinction group → log-likelihood relative to the best of this lattice
+    """
+    tables, own, prior = _choices(lattice)
+    lines = lines.head(3 * options.lines)
+    q = lines.table(FLOORS[-1], zero)[:, 0]
+    q_max = 1.05 * q[-1]
+    position, allowed, share = _predicted(lattice, metric, q_max, tables)
+    if len(position) == 0:
+        return -1e9, {int(g): 0.0 for g in own}
+    # many settings allow the same lines in the range at hand
+    allowed, which = np.unique(allowed, axis=0, return_inverse=True)
+    low, high = q * (1 - NEIGHBOURHOOD), np.minimum(q * (1 + NEIGHBOURHOOD), q_max)
+    count = np.concatenate([np.zeros((len(allowed), 1)), np.cumsum(allowed * share, 1)], 1)
+    number = count[:, np.searchsorted(position, high)] - count[:, np.searchsorted(position, low)]
+    density = (number + 1.0) / (high - low)
+    distance = _nearest_allowed(q, position, allowed, REACH * lines.table(FLOORS[-1], zero)[:, 1])
+    values = None
+    # how precise the lines are is not known: each cell may choose
+    for floor in FLOORS:
+        _, sigma, weight, _ = lines.table(floor, zero).T
+        x = distance / sigma
+        hit = (1 - TAIL) * np.exp(-0.5 * x * x) + TAIL / 3 * np.exp(-x * x / 18)
+        hit = np.where(x < REACH, hit, 0.0) / (SQRT_TWO_PI * sigma * density)
+        found = (weight * np.log(options.lost + (1 - options.lost) * hit)).sum(1)[which.ravel()]
+        if values is None or logsumexp(found + prior) > logsumexp(values + prior):
+            values = found
+    price = PRICE * FREE[BRAVAIS[lattice][0]] + 0.5 * (zero / options.prior) ** 2
+    best = {int(g): float(logsumexp(values[own == g]) - np.log((own == g).sum())) for g in np.unique(own)}
+    top = max(best.values())
+    return float(logsumexp(values + prior) - price), {g: v - top for g, v in best.items()}
+
+
+def _nearest_allowed(q, position, allowed, reach) -> np.ndarray:
+    """Distance of every line from the nearest that each choice allows, (s, m); infinite beyond ``reach`` (m,)."""
+    out = np.full((len(allowed), len(q)), np.inf)
+    first, last = np.searchsorted(position, q - reach), np.searchsorted(position, q + reach)
+    for i in np.flatnonzero(last > first):
+        near = slice(first[i], last[i])
+        out[:, i] = np.where(allowed[:, near], np.abs(position[near] - q[i]), np.inf).min(1)
+    return out

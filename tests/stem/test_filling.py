@@ -1,0 +1,147 @@
+"""Disks filled with fringes: positions against known ones, the marginal likelihood against a dense Gaussian, strain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from drawn_disks import disk_image
+from scipy.optimize import approx_fprime
+from scipy.stats import multivariate_normal
+
+from crystaldl.stem.filling import HYPOTHESES, Filling, Window, covariance, evidence, project, refine, sums
+from crystaldl.stem.peaks import DiskFitter, FitSettings
+from crystaldl.stem.probe import Probe
+from crystaldl.stem.varpro import Shape
+
+torch.set_num_threads(1)
+RADIUS, EDGE = 6.0, 0.5
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return Probe.synthetic(RADIUS, (128, 128), edge=EDGE)
+
+
+@pytest.fixture(scope="module")
+def shape(probe):
+    half = 10
+    pixels = np.stack(np.mgrid[-half : half + 1, -half : half + 1], -1).reshape(-1, 2)
+    pixels = pixels[np.hypot(*pixels.T) < half + 0.3]
+    return Shape(probe.patch(half + 8), pixels, RADIUS, 2, "cpu"), pixels
+
+
+@pytest.fixture(scope="module")
+def filling(shape):
+    return Filling(*shape, RADIUS, EDGE, "cpu")
+
+
+def fringed(count, fringes, counts, seed):
+    """Single disks under two-beam fringes of random direction and phase: patterns, pattern numbers, centres."""
+    rng = np.random.default_rng(seed)
+    images, centres = [], rng.uniform(30, 34, (count, 2))
+    for c in centres:
+        angle, phase = rng.uniform(0, 2 * np.pi, 2)
+        along = np.array([np.sin(angle), np.cos(angle)])
+        image = disk_image(
+            c, RADIUS, EDGE, (64, 64),
+            lambda v, u, a=along, p=phase: 0.05 + np.sin(0.5 * np.pi * fringes * (a[0] * v + a[1] * u) + p) ** 2,
+        )  # fmt: skip
+        images.append(rng.poisson(counts * image / image.sum() + 0.2))
+    return torch.as_tensor(np.array(images, dtype=np.float32)), torch.arange(count), centres
+
+
+def error(probe, drawn, **settings):
+    patterns, pattern, centres = drawn
+    start = torch.as_tensor(centres + np.random.default_rng(0).normal(0, 0.3, centres.shape), dtype=torch.float32)
+    fit = DiskFitter(probe, FitSettings(**settings)).fit(patterns, pattern, start)
+    return fit, np.sqrt(np.median((fit.positions.numpy() - centres) ** 2)) / 0.6745
+
+
+@pytest.mark.parametrize(("fringes", "limit"), [(0.0, 0.045), (1.0, 0.09), (1.5, 0.085)])
+def test_fringes_do_not_pull(probe, fringes, limit):
+    """Up to one and a half fringes of full contrast across the disk, 20,000 electrons in each."""
+    drawn = fringed(60, fringes, 2e4, 1)
+    stiff, fine = (error(probe, drawn, fringes=on)[1] for on in (False, True))
+    assert fine < limit
+    if fringes:
+        assert fine < 0.5 * stiff
+
+
+def test_uncertainties_of_fringed_disks(probe):
+    drawn = fringed(150, 1.5, 3000, 2)
+    fit, _ = error(probe, drawn)
+    pull = np.abs((fit.positions.numpy() - drawn[2]) / fit.sigma.numpy())
+    assert 0.55 < (pull < 1).mean() < 0.9 and (pull < 1.96).mean() > 0.85
+
+
+def test_the_disk_says_how_closely_it_is_filled(shape, filling):
+    """Even disks need no fringes; the closer they are, the shorter the length that is chosen."""
+    chosen = []
+    for fringes in (0.0, 0.7, 1.5):
+        patterns, _, centres = fringed(60, fringes, 5e3, 3)
+        at = np.round(centres).astype(int)
+        data = torch.stack([p[a[0] + shape[1][:, 0], a[1] + shape[1][:, 1]] for p, a in zip(patterns, at, strict=True)])
+        data = data / data.mean(1, keepdim=True)
+        s = torch.as_tensor(centres - at, dtype=torch.float32)
+        start = (data.clamp_min(0.3), data.amax(1) / 2, torch.full((60,), 0.1))
+        chosen.append(refine(filling, data, torch.ones_like(data), s, start).hypothesis.float())
+    assert (chosen[0] == 0).float().mean() > 0.7
+    assert (chosen[2] > 0).float().mean() > 0.95
+    assert chosen[0].mean() < chosen[1].mean() < chosen[2].mean()
+
+
+@pytest.fixture(scope="module")
+def window(shape):
+    rng = np.random.default_rng(4)
+    data = torch.as_tensor(rng.gamma(2.0, 0.5, (1, len(shape[1]))), dtype=torch.float32)
+    return Window(data, torch.as_tensor(rng.uniform(5, 20, data.shape), dtype=torch.float32), torch.tensor([0.8]))
+
+
+def test_evidence_is_that_of_a_dense_gaussian(filling, window):
+    """Up to a constant, the density of the pixels under prior and noise, background all but free."""
+    s = torch.tensor([[0.3, -0.4]])
+    found = evidence(filling, window, sums(filling, window, s))[0].numpy()
+    m = filling.shape.shifted(s)[0][0].double().numpy()
+    design, three = m[:, None] * filling.terms.double().numpy(), filling.three.double().numpy()
+    dense = []
+    for precision in filling.precision.numpy():
+        prior = np.linalg.inv(precision) * float(window.mean[0]) ** 2
+        total = design @ prior @ design.T + 1e4 * three @ three.T + np.diag(1 / window.weight[0].double().numpy())
+        dense.append(multivariate_normal(cov=total).logpdf(window.data[0].double().numpy()))
+    assert len(found) == len(HYPOTHESES)
+    assert found - found[0] == pytest.approx(np.array(dense) - dense[0], abs=0.1)
+
+
+def test_gradient_and_curvature(filling, window):
+    """The slope of the cost, and its uncertainty against a joint fit of position and filling."""
+    which = torch.tensor([2])
+
+    def cost(s):
+        return float(project(filling, window, torch.as_tensor(s[None], dtype=torch.float32), which).cost[0])
+
+    s = np.array([0.2, 0.5])
+    p = project(filling, window, torch.as_tensor(s[None], dtype=torch.float32), which, count=True)
+    slope = approx_fprime(s, cost, 5e-3)
+    assert -2 * p.gradient[0].numpy() == pytest.approx(slope, rel=0.05, abs=0.05 * np.abs(slope).max())
+    assert np.linalg.eigvalsh(p.normal[0].numpy()).min() > 0
+    assert 6 < float(p.free[0]) < filling.terms.shape[1] + 3
+
+
+def test_covariance_falls_with_the_distance():
+    a = np.array([[0.0, 0.0], [3.0, 4.0]])
+    assert covariance(a, a, 5.0) == pytest.approx(np.array([[1, np.exp(-0.5)], [np.exp(-0.5), 1]]))
+
+
+@pytest.mark.parametrize("radius", [3.0, 12.0])
+def test_other_radii(radius):
+    """Fringes closer than pixels tell are left out; the hypothesis without fringes stays."""
+    probe = Probe.synthetic(radius, (128, 128), edge=EDGE)
+    fitter = DiskFitter(probe)
+    assert 2 <= len(fitter._filling.precision) <= len(HYPOTHESES)
+    centre = np.array([60.3, 70.6])
+    image = disk_image(centre, radius, EDGE, (128, 128))
+    image = np.random.default_rng(0).poisson(2e4 * image / image.sum() + 0.2)
+    found = fitter.fit(torch.as_tensor(image[None].astype(np.float32)), torch.zeros(1), torch.tensor([[60.0, 70.0]]))
+    error = np.abs(found.positions[0].numpy() - centre)
+    assert found.ok.all() and (error < 0.1).all() and (error < 3 * found.sigma[0].numpy()).all()
