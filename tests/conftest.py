@@ -23,7 +23,7 @@ SHARED = Path(os.environ.get("CRYSTALDL_SHARED_DATA", Path(__file__).parents[2] 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests that read a clock are tests of speed: `make test` runs them one at a time, after all others."""
+    """Tests that read a clock are tests of speed: `make bench` runs them, one at a time."""
     for item in items:
         code = getattr(getattr(item, "function", None), "__code__", None)
         if code is not None and CLOCKS & set(code.co_names):
