@@ -48,10 +48,15 @@ def _choices(lattice: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(tables), np.array(own), np.array(prior)
 
 
+@lru_cache(maxsize=16)
+def _turns(lattice: str) -> np.ndarray:
+    """The operations (g, 3, 3) of the point group of a lattice on indices."""
+    return np.unique(operations(HIGHEST_GROUP[lattice]).rotations.round().astype(int), axis=0)
+
+
 def multiplicity(lattice: str, hkl: np.ndarray) -> np.ndarray:
     """How many reflections (n,) the symmetry of a lattice makes of each (n, 3), Friedel's included."""
-    turns = operations(HIGHEST_GROUP[lattice]).rotations
-    turns = np.unique(turns.round().astype(int), axis=0)
+    turns = _turns(lattice)
     images = np.einsum("ni,gij->gnj", hkl, turns)
     fixed = (images == hkl).all(2).sum(0)
     return len(turns) // fixed
@@ -82,7 +87,7 @@ def allowed_score(
     """
     tables, own, prior = _choices(lattice)
     lines = lines.head(3 * options.lines)
-    q = lines.table(FLOORS[-1], zero)[:, 0]
+    q, widest, *_ = lines.table(FLOORS[-1], zero).T
     q_max = 1.05 * q[-1]
     position, allowed, share = _predicted(lattice, metric, q_max, tables)
     if len(position) == 0:
@@ -93,7 +98,7 @@ def allowed_score(
     count = np.concatenate([np.zeros((len(allowed), 1)), np.cumsum(allowed * share, 1)], 1)
     number = count[:, np.searchsorted(position, high)] - count[:, np.searchsorted(position, low)]
     density = (number + 1.0) / (high - low)
-    distance = _nearest_allowed(q, position, allowed, REACH * lines.table(FLOORS[-1], zero)[:, 1])
+    distance = _nearest_allowed(q, position, allowed, REACH * widest)
     values = None
     # how precise the lines are is not known: each cell may choose
     for floor in FLOORS:
