@@ -25,7 +25,7 @@ def add_separate(commands: Any) -> None:
     parser.add_argument("--radiation", choices=("xray", "neutron", "electron"), help="where the file does not say it")
     parser.add_argument("--missing", type=float, help="value that means not measured")
     parser.add_argument("--laue", help="Laue class: symmetrise first and constrain the order parameters")
-    parser.add_argument("--centring", default="P", help="of the lattice the order lives on (default: %(default)s)")
+    parser.add_argument("--centring", default="auto", help="of the lattice of the order, P to R, or auto (default: %(default)s)")
     parser.add_argument("--support", type=float, help="longest interatomic vector of the disordered unit, Å")
     parser.add_argument("--shells", type=int, default=6, help="shells of order parameters (default: %(default)s)")
     parser.add_argument("--method", default="auto", help="auto, physics or dsfunet (default: %(default)s)")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .bragg import bragg_radius
+from .finer import lengthened, longer_reach, repeating
 from .gauss_newton import Basis, Factors, Problem, Settings, State, refine
 from .geometry import PlaneLattice
 from .links import LINKS
@@ -31,11 +32,14 @@ from .unknowns import (
     envelope_of,
     even_knots,
     largest_support,
+    order_functions,
     ring_knots,
+    shortest_vector,
     unseen,
 )
 
 FIRST_SUPPORT = 1.1             # cells
+SMALLER = 0.85                  # of the shortest lattice vector: a support that holds none of them
 LARGER = 1.3                    # step of the support
 SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
 HOLE_PENALTY = 0.05             # log evidence a pixel
@@ -59,7 +63,8 @@ class FactoriseOptions:
     support_vectors : (n, 3) array_like, optional
         Cartesian interatomic vectors, Å: only their neighbourhoods belong to the support (structure known).
     reach : float, optional
-        Longest lattice vector with an order parameter, Å; by default what fits some 200 parameters.
+        Longest lattice vector with an order parameter, Å; by default what fits some 200 parameters, and up to 1000 in a plane
+        whose misfit repeats from zone to zone.
     links : tuple of str
         Of ``"reciprocal"``, ``"log"``, ``"linear"``: which forms of S compete.
     background : int
@@ -70,7 +75,10 @@ class FactoriseOptions:
     robust, polish : bool
         Down-weight outliers; refine the cell (the repeat of S) with the rest.
     centring : str
-        Centring of the lattice on which the order repeats.
+        Centring of the lattice on which the order repeats: "P", "A", "B", "C", "I", "F" or "R"; "auto" compares them on a
+        plane, and takes a volume's cell for primitive.
+    blank : bool
+        Take areas of exactly 0 (or exactly the smallest value) with bright neighbours for not measured.
     holdout : float
         Fraction of the pixels, in blocks of 4 an edge, that R_free is computed on; the final answer uses them too.
     seed : int
@@ -85,7 +93,8 @@ class FactoriseOptions:
     bragg: float | str | None = "auto"
     robust: bool = True
     polish: bool = True
-    centring: str = "P"
+    centring: str = "auto"
+    blank: bool = True
     holdout: float = 0.03
     seed: int = 0
 
@@ -106,6 +115,11 @@ class FactoriseOptions:
             raise DataError(f"seed is {self.seed!r}, expected an integer of at least 0.")
 
 
+def plain_centring(name: str) -> str:
+    """The centring to start from: primitive where it is still to be found."""
+    return "P" if isinstance(name, str) and name.strip().lower() == "auto" else name
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -118,7 +132,6 @@ class Factorisation:
     problem: Problem
     lattice: PlaneLattice
     support: float
-    reach: float
     link: str
     bragg_radius: float
     used: Tensor                    # bool, pixels that took part
@@ -164,10 +177,34 @@ class Fit:
     def finish(self, clear: Tensor, held: Tensor,
                report: Callable[[str], None] = lambda text: None) -> tuple[tuple, Problem, Factors]:
         """Choose on the pixels that are not held out, refine on all of them."""
-        chosen = self.search(clear & ~held)
+        fit, chosen = self.finer(clear & ~held, self.search(clear & ~held))
         report("refinement")
-        problem, _ = self.problem(clear, chosen[0], chosen[1], polish=self.options.polish, iterations=12)
+        problem, _ = fit.problem(clear, chosen[0], chosen[1], polish=self.options.polish, iterations=12)
         return chosen, problem, refine(problem, chosen[2].state)
+
+    def finer(self, valid: Tensor, chosen: tuple[float, str, Factors, dict[str, float]]) -> tuple[Fit, tuple]:
+        """The search's outcome with order vectors that reach further, where the residual repeats from zone to zone."""
+        support, link, found, evidence = chosen
+        reach = None if self.options.reach else longer_reach(self.arrays, self.reach)
+        if reach is None or "linear" not in self.options.links:
+            return self, chosen
+        problem = self.problem(valid, support, link, polish=False)[0]
+        if problem.hidden is not None:      # a long series would say anything there
+            return self, chosen
+        power = repeating(problem, found, *order_functions(self.arrays, reach)[0][:2])
+        if not power:
+            return self, chosen
+        other = Fit(self.arrays, self.options, reach, falling=self.falling)
+        other.knots = self.knots
+        state = found.state if link == "linear" else self._translated(valid, support, link, "linear", found.state)
+        wide, start = other.problem(valid, support, "linear", polish=False)
+        start = lengthened(problem.basis, state, wide.basis, start, power)
+        best = other.solve(valid, support, "linear", start, tolerance=0.2 * SEARCH_TOLERANCE)
+        # what repeats may have driven D to a wide support, which S does not need any more
+        support, best = other._without_lattice_vectors(valid, support, "linear", best)
+        if best.evidence < found.evidence + SUPPORT_GAIN:
+            return self, chosen
+        return other, (support, "linear", best, evidence)
 
     def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """:meth:`choose`, once more with narrow background functions where the residual shows rings, if the evidence says so."""
@@ -211,9 +248,22 @@ class Fit:
         ahead = {link: value - (HOLE_PENALTY * float(valid.sum()) if holes and link == "linear" else 0.0)
                  for link, value in evidence.items()}
         link = max(ahead, key=ahead.get)
-        best = found[link]
-        support, best = self._grown(valid, support, link, best)
+        support, best = self._grown(valid, support, link, found[link])
+        support, best = self._without_lattice_vectors(valid, support, link, best)
         return support, link, best, evidence
+
+    def _without_lattice_vectors(self, valid: Tensor, support: float, link: str, best: Factors) -> tuple[float, Factors]:
+        """A support too small for any lattice vector, if the evidence is for it: a wider one may hold modulations that are S's.
+
+        A form factor of one or two atoms leaves a wide support nearly empty, and periodic modulations may settle there that
+        no step of the refinement brings back.
+        """
+        small = SMALLER * shortest_vector(self.arrays)
+        holes = self.problem(valid, support, link, polish=False)[0].hidden is not None
+        if self.options.support is not None or small >= support or holes:
+            return support, best
+        trial = self.solve(valid, small, link, tolerance=SEARCH_TOLERANCE)
+        return (small, trial) if trial.evidence >= best.evidence else (support, best)
 
     def _grown(self, valid: Tensor, support: float, link: str, best: Factors) -> tuple[float, Factors]:
         """The support made larger for as long as the evidence asks for it."""
@@ -377,5 +427,5 @@ def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = Factori
                 chosen, problem, final = again
     support, link, found, evidence = chosen
     free = r_factor(arrays.intensity, found.fields.model, held)
-    return Factorisation(final, problem, lattice, support, fit.reach, link, radius, clear, free, arrays.grid.to_lattice,
-                         arrays.denominators, options.centring, evidence)
+    return Factorisation(final, problem, lattice, support, link, radius, clear, free, arrays.grid.to_lattice,
+                         arrays.denominators, plain_centring(options.centring), evidence)

@@ -98,7 +98,7 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
         raise DataError("no repeat stands out in the plane, so its lattice cannot be found; expected the lattice to be given.")
     coarse = volume.rebin(2) if min(volume.shape) >= 160 else volume
     quick = replace(options, links=("reciprocal",), background=0, polish=True)
-    found = [_fit(coarse, pixel_lattice(nodes, centre), quick, device) for nodes in tried]
+    found = [coarse_fit(coarse, pixel_lattice(nodes, centre), quick, device) for nodes in tried]
     level = sorted(value for value, _ in found)[-FINALISTS:][0]
     level = max(level, max(value for value, _ in found) - MARGIN * float(coarse.mask.sum()))
     finalists = [(value, nodes) for value, nodes in found if value >= level]
@@ -106,7 +106,7 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
         return finalists[0][1]
     # at full resolution, all forms of S and every order parameter there is room for
     full = replace(options, background=0, polish=True)
-    found = [_fit(volume, pixel_lattice(nodes, centre), full, device, whole=True) for _, nodes in finalists]
+    found = [coarse_fit(volume, pixel_lattice(nodes, centre), full, device, whole=True) for _, nodes in finalists]
     best = found[0]
     for other in found[1:]:
         if other[0] > best[0] + GAIN * float(volume.mask.sum()):
@@ -159,7 +159,7 @@ def _same(a: np.ndarray, b: np.ndarray, shape) -> bool:
     return bool(np.all(np.abs(u - np.round(u)) < 0.25 / repeats) and abs(abs(np.linalg.det(np.round(u))) - 1) < 1e-6)
 
 
-def _fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = False) -> tuple[float, np.ndarray]:
+def coarse_fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = False) -> tuple[float, np.ndarray]:
     """Evidence of a brief factorisation with these nodes, and the nodes as refined."""
     arrays = arrays_of(volume, lattice, torch.device(device))
     reach = default_reach(arrays) if whole else min(default_reach(arrays), 4.5 * arrays.cell)

@@ -13,6 +13,7 @@ Methods:
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import fields
 
 import numpy as np
@@ -21,7 +22,9 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..physics.device import resolve_device
-from .factorise import Factorisation, FactoriseOptions, factorise, r_factor
+from .blank import blank_pixels
+from .centring import factorise_centred
+from .factorise import Factorisation, FactoriseOptions, factorise, plain_centring, r_factor
 from .gauss_newton import Problem, State
 from .geometry import PlaneLattice, centring_vectors, pixel_lattice, plane_lattice
 from .separation import Separation
@@ -53,7 +56,7 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
         Whether to show a bar.
     **options
         Fields of `factorise.FactoriseOptions`: support, support_vectors, reach, links, background, bragg, robust, polish,
-        centring, holdout, seed.
+        centring, blank, holdout, seed.
 
     Returns
     -------
@@ -79,6 +82,8 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
         raise TypeError(f"progress is a {type(progress).__name__}; expected True or False.")
     choices = FactoriseOptions(**options)
     place = _device(device)
+    if choices.blank:
+        volume = _without_blank(volume)
     lattice = _lattice(volume, choices, place)
     if method == "dsfunet":
         return _by_network(volume, lattice, choices, model, device)
@@ -89,7 +94,20 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
             bar.update()
 
         found = factorise(volume, lattice, choices, device=place, report=report)
+        if volume.ndim == 2 and volume.lattice is not None and found.centring != choices.centring:
+            found = factorise_centred(volume, lattice, choices, found, device=place)
     return _result(volume, found, choices, method)
+
+
+def _without_blank(volume: DiffuseVolume) -> DiffuseVolume:
+    """The volume with areas that were stored as zeros masked, and a warning where there are any."""
+    blank = blank_pixels(volume)
+    number = int(blank.sum())
+    if not number or number == int(volume.mask.sum()):
+        return volume
+    warnings.warn(f"{number} pixels lie in areas of exactly one value with bright neighbours and are taken for not measured; "
+                  "mask them, or pass blank=False to have them fitted.", stacklevel=4)
+    return volume.replace(mask=np.array(volume.mask) & ~blank, history=f"separate: {number} pixels of blank areas left out")
 
 
 def _device(name: str) -> torch.device:
@@ -99,7 +117,7 @@ def _device(name: str) -> torch.device:
 
 def _lattice(volume: DiffuseVolume, choices: FactoriseOptions, device: torch.device) -> PlaneLattice:
     if volume.lattice is not None:
-        return plane_lattice(volume, choices.centring)
+        return plane_lattice(volume, plain_centring(choices.centring))
     from .lattice_search import find_centre, find_lattice
 
     centre = find_centre(volume)
@@ -125,7 +143,7 @@ def _result(volume: DiffuseVolume, found: Factorisation, choices: FactoriseOptio
         measured=volume, form_factor=part(out["factor"], sigma_d, "form factor"),
         sro=part(out["order"], sigma_s, "short-range order"), background=part(out["background"], None, "background"),
         method=method, link=found.link, r_factor=r, r_free=found.r_free, lattice=_refined_cell(volume, scale),
-        period=period, support=found.support, centring=choices.centring, bragg_radius=found.bragg_radius, used=used,
+        period=period, support=found.support, centring=found.centring, bragg_radius=found.bragg_radius, used=used,
         verdict=_verdict(applies, shown) + _unseen(problem, factors.state), applies=applies,
         alpha_vectors=vectors, alpha=alpha, alpha_covariance=covariance, parameters=_plain(choices),
     )
@@ -224,6 +242,6 @@ def _by_network(volume: DiffuseVolume, lattice: PlaneLattice, choices: Factorise
     return Separation(
         measured=volume, form_factor=part["form factor"], sro=part["short-range order"], background=part["background"],
         method="dsfunet", link="network", r_factor=r, r_free=float("nan"), lattice=volume.lattice, period=lattice.nodes,
-        support=float("nan"), centring=choices.centring, bragg_radius=0.0, used=np.array(volume.mask),
+        support=float("nan"), centring=plain_centring(choices.centring), bragg_radius=0.0, used=np.array(volume.mask),
         verdict=_verdict(r < APPLIES, r), applies=r < APPLIES, model=card.name, model_sha256=card.sha256,
     )

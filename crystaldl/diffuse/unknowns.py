@@ -17,11 +17,14 @@ from .geometry import PlaneLattice, denominators, vectors_within
 
 PADDING = 1.15                  # repeat of D over extent of the data: room for values that do not match at the edges
 EDGE = 1.5                      # zones of that room at least
+ONE_SIDED = 1.2                 # times as many unknowns, beyond which an even D is not worth its cosines
 SHELL = 0.4                     # width of the Patterson shells that share a prior variance, Å
 SHELL_CELLS = 0.07              # the same where the scale of Q is not known, in cells
 MOST = {2: (1300, 230), 3: (3000, 300)}
 """Most unknowns of D and of S, by dimension."""
 RESOLVED = 0.8                  # cycles a pixel of the finest order frequency: zones fall differently on the pixels
+SAME = 0.5                      # the same where all zones fall alike on the pixels
+ALIKE = 0.02                    # pixels that zones may stray from that over the whole of the data
 RING = 1.5                      # pixels: width of the rings in which a rough background is looked for
 RING_CLIP, RING_SIGMA, RING_HEIGHT = 5.0, 5.0, 4e-3     # of a residual; of the mean in a ring, in σ and in the mean intensity
 RING_MARGIN = 3                 # rings on both sides of a rough one
@@ -64,9 +67,7 @@ def arrays_of(volume, lattice: PlaneLattice, device: torch.device) -> Arrays:
     else:                                   # lattice rows run across the pixels
         to_lattice, dual, parts = lattice.dual.T, np.eye(ndim), (1,) * ndim
         metric = lattice.dual @ lattice.metric @ lattice.dual.T
-    extent = [float(np.ptp(np.asarray(c))) for c in corner_spread(volume.axes, to_lattice)]
-    # D must be free at the edges over the width of its finest detail, about a zone
-    divisions = tuple(int(math.ceil(max(PADDING * e, e + EDGE * p) / p)) * p for e, p in zip(extent, parts, strict=True))
+    divisions, even_factor = _divisions([a.numpy(force=True) for a in axes], to_lattice, parts, lattice.even_factor)
     grid = FourierGrid(axes, torch.as_tensor(to_lattice, dtype=torch.float64, device=device), divisions)
     x = np.stack(np.meshgrid(*volume.axes, indexing="ij"), -1)
     to_frequency = None
@@ -78,7 +79,24 @@ def arrays_of(volume, lattice: PlaneLattice, device: torch.device) -> Arrays:
     radius = torch.as_tensor(np.sqrt(q2 / q2.max()), device=device)
     cell = lattice.cell_measure ** (1.0 / ndim)
     return Arrays(data, valid, sigma, grid, dual, metric, parts, lattice, radius, cell,
-                  (lattice.even_factor, lattice.even_order), to_frequency)
+                  (even_factor, lattice.even_order), to_frequency)
+
+
+def _divisions(axes, to_lattice: np.ndarray, parts: tuple[int, ...], even: bool) -> tuple[tuple[int, ...], bool]:
+    """Steps of direct space a lattice vector, so that D need not repeat within the data, and whether D is taken for even.
+
+    D must be free at the edges over the width of its finest detail, about a zone. An even one repeats its mirror image too:
+    data that lie on one side of the centre need room for both, or, where that is many more unknowns, sines.
+    """
+
+    def padded(extent: list[float]) -> tuple[int, ...]:
+        return tuple(int(math.ceil(max(PADDING * e, e + EDGE * p) / p)) * p for e, p in zip(extent, parts, strict=True))
+
+    corners = corner_spread(axes, to_lattice)
+    plain = padded([float(np.ptp(c)) for c in corners])
+    mirrored = padded([2.0 * float(np.abs(c).max()) for c in corners])
+    even = even and 0.5 * math.prod(mirrored) <= ONE_SIDED * math.prod(plain)
+    return (mirrored if even else plain), even
 
 
 def _uncertainties(volume) -> np.ndarray | None:
@@ -241,6 +259,13 @@ def largest_support(arrays: Arrays) -> float:
     return (2.0 * most / (ball * density)) ** (1.0 / ndim)
 
 
+def shortest_vector(arrays: Arrays) -> float:
+    """Length of the shortest frequency of the order, Å."""
+    found = vectors_within(arrays.dual, arrays.metric, 1.01 * float(arrays.lattice.length(arrays.lattice.dual).max()))
+    rows = found[np.any(found != 0, axis=1)] @ arrays.dual
+    return float(np.sqrt(np.einsum("ni,ij,nj->n", rows, arrays.metric, rows).min()))
+
+
 def default_reach(arrays: Arrays) -> float:
     """Longest order vector, Å: as many parameters as are affordable."""
     ndim, most = arrays.grid.ndim, MOST[arrays.grid.ndim][1]
@@ -250,6 +275,31 @@ def default_reach(arrays: Arrays) -> float:
     return (2.0 * most * measure / ball) ** (1.0 / ndim)
 
 
+def finest(arrays: Arrays) -> float:
+    """Cycles a pixel of the finest order frequency that the pixels tell from coarser ones."""
+    nodes = np.stack([row / float(x[1] - x[0]) for row, x in zip(arrays.lattice.nodes.T, arrays.grid.axes, strict=True)])
+    zones = max(n / max(np.abs(row).max(), 1.0) for n, row in zip(arrays.grid.shape, nodes, strict=True))
+    return SAME + 1e-9 if np.abs(nodes - np.round(nodes)).max() * zones <= ALIKE else RESOLVED
+
+
+def order_functions(arrays: Arrays, reach: float) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, ...]]:
+    """Order vectors within ``reach`` in units of a stride, which of them are sines, and their shells; the stride."""
+    integers = vectors_within(arrays.dual, arrays.metric, reach)
+    integers = integers[np.any(integers != 0, axis=1)]
+    steps = np.array([float(x[1] - x[0]) for x in arrays.grid.axes])
+    cycles = integers @ arrays.dual @ arrays.grid.to_lattice.cpu().numpy().T * steps
+    integers = integers[np.all(np.abs(cycles) <= finest(arrays), axis=1)]
+    if not len(integers):
+        shortest = float(np.sqrt(np.diag(arrays.dual @ arrays.metric @ arrays.dual.T)).min())
+        raise DataError(f"reach is {reach:.3g}, shorter than the shortest lattice vector; expected at least {shortest:.3g}.")
+    f = integers @ arrays.dual
+    f_length = np.sqrt(np.einsum("ni,ij,nj->n", f, arrays.metric, f))
+    order = np.round(f * np.array(arrays.denominators)).astype(int)
+    shell = np.maximum(np.round(f_length / (0.5 * arrays.cell)).astype(int) - 1, 0)
+    stride = tuple(m // d for m, d in zip(arrays.grid.divisions, arrays.denominators, strict=True))
+    return _functions(order, shell, arrays.even[1], arrays.intensity.device), stride
+
+
 def build(arrays: Arrays, support: float, reach: float, options, envelope: Tensor, knots: np.ndarray) -> tuple[Basis, State]:
     """Basis functions and the state to start from: D = envelope, S = 1."""
     device = arrays.intensity.device
@@ -257,21 +307,9 @@ def build(arrays: Arrays, support: float, reach: float, options, envelope: Tenso
     patterson = patterson_index(arrays, support, vectors)
     r = patterson / np.array(arrays.grid.divisions)
     p_length = np.sqrt(np.einsum("ni,ij,nj->n", r, arrays.metric, r))
-    integers = vectors_within(arrays.dual, arrays.metric, reach)
-    integers = integers[np.any(integers != 0, axis=1)]
-    steps = np.array([float(x[1] - x[0]) for x in arrays.grid.axes])
-    cycles = integers @ arrays.dual @ arrays.grid.to_lattice.cpu().numpy().T * steps
-    integers = integers[np.all(np.abs(cycles) <= RESOLVED, axis=1)]
-    if not len(integers):
-        shortest = float(np.sqrt(np.diag(arrays.dual @ arrays.metric @ arrays.dual.T)).min())
-        raise DataError(f"reach is {reach:.3g}, shorter than the shortest lattice vector; expected at least {shortest:.3g}.")
-    f = integers @ arrays.dual
-    f_length = np.sqrt(np.einsum("ni,ij,nj->n", f, arrays.metric, f))
-    order = np.round(f * np.array(arrays.denominators)).astype(int)
     shell = SHELL if arrays.to_frequency is not None else SHELL_CELLS * arrays.cell
     p = _functions(patterson, np.round(p_length / shell).astype(int), arrays.even[0], device)
-    s = _functions(order, np.maximum(np.round(f_length / (0.5 * arrays.cell)).astype(int) - 1, 0), arrays.even[1], device)
-    stride = tuple(m // d for m, d in zip(arrays.grid.divisions, arrays.denominators, strict=True))
+    s, stride = order_functions(arrays, reach)
     basis = Basis(*p, *s, stride, envelope, radial_functions(arrays, knots))
     start = torch.zeros(len(p[0]), dtype=torch.float64, device=device)
     start[0] = 1.0                          # the zero vector comes first

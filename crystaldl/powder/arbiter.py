@@ -18,7 +18,7 @@ from ..physics.symmetry import SYSTEM_OF_GROUP
 from ..storage.atomic import replacing
 from .evidence import ARRAYS, gather_evidence
 from .network import LatticeArbiter, level_log_probabilities, levels
-from .prepare import normalise, prepare
+from .prepare import normalise
 from .recipe import training_prior
 
 STEPS, BATCH, BLIND_SHARE, MEMBERS = 600, 512, 0.3, 3
@@ -56,8 +56,7 @@ class SearchTable:
 
 def search_table(y, mask, ratio, group) -> SearchTable:
     """Run the lattice search on patterns on the common axis."""
-    prepared = prepare(y, mask, ratio)
-    evidence = gather_evidence(vars(prepared), normalise(y, mask), mask, ratio)
+    evidence = gather_evidence(normalise(y, mask), mask, ratio)
     return SearchTable(*(np.stack([getattr(e, k) for e in evidence]) for k in ARRAYS), np.asarray(group))
 
 

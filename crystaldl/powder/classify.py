@@ -285,13 +285,19 @@ def _search_agrees(lattices, unexplained, system: str) -> bool:
     return lattices[0].bravais[0] == FAMILIES[system]
 
 
-def _decisions(evidence, inputs, p) -> list[tuple]:
+def _decisions(evidence, p) -> list[tuple]:
     """Lattices and foreign lines of each pattern, all evidence weighed."""
     from .evidence import decided
 
     bravais = np.stack([np.bincount(bravais_of_group(), weights=row, minlength=len(BRAVAIS_LATTICES)) for row in p])
-    peaks, mask = (inputs[k].cpu().numpy() for k in ("peaks", "peak_mask"))
-    return [decided(e, q[m].astype(float), b) for e, q, m, b in zip(evidence, peaks, mask, bravais, strict=True)]
+    return [decided(e, b) for e, b in zip(evidence, bravais, strict=True)]
+
+
+def _line_counts(evidence, inputs, count: int) -> np.ndarray:
+    """How many lines the search saw, else the network; -1 where lines play no part."""
+    if evidence:
+        return np.array([len(e.peaks) for e in evidence])
+    return inputs["peak_mask"].sum(1).cpu().numpy() if "peak_mask" in inputs else np.full(count, -1)
 
 
 def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> list[Classification]:
@@ -302,16 +308,16 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> lis
         from .evidence import gather_evidence
         from .prepare import normalise
 
-        evidence = gather_evidence(inputs, normalise(batch.y, batch.mask), batch.mask, batch.ratio, batch.delta)
+        evidence = gather_evidence(normalise(batch.y, batch.mask), batch.mask, batch.ratio, batch.delta)
         logits, judge = _arbitrate(logits, evidence, arbiter, METHODS[method].blind), arbiter
     point = judge.operating_point
     if METHODS[method].blind:
         point = point.get("blind", point)
     p = calibrate(logits, point)
-    decisions = _decisions(evidence, inputs, p) if evidence else [((), np.zeros((0, 2)))] * len(p)
+    decisions = _decisions(evidence, p) if evidence else [((), np.zeros((0, 2)))] * len(p)
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)
-    lines = inputs["peak_mask"].sum(1).cpu().numpy() if "peak_mask" in inputs else np.full(len(p), -1)
+    lines = _line_counts(evidence, inputs, len(p))
     threshold = float(point.get("confident_system_probability", 0.9))
     results = []
     for i, pattern in enumerate(patterns):

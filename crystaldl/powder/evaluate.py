@@ -112,7 +112,6 @@ def shipped_probabilities(y, mask, ratio, method: str = "auto") -> np.ndarray:
     """Probabilities (n, 230) of a shipped method for patterns on the common axis."""
     from .classify import METHODS, _arbitrate, calibrate
     from .evidence import gather_evidence
-    from .prepare import prepare
 
     spec = METHODS[method]
     entry = card(default("powder"))
@@ -122,8 +121,7 @@ def shipped_probabilities(y, mask, ratio, method: str = "auto") -> np.ndarray:
     if not spec.search:
         return calibrate(logits, entry.operating_point)
     arbiter = card(entry.operating_point["arbiter"])
-    prepared = prepare(y, mask, ratio)
-    evidence = gather_evidence(vars(prepared), normalise(y, mask), mask, ratio)
+    evidence = gather_evidence(normalise(y, mask), mask, ratio)
     point = arbiter.operating_point
     return calibrate(
         _arbitrate(logits, evidence, arbiter, spec.blind), point.get("blind", point) if spec.blind else point

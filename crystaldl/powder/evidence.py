@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.special import logsumexp
 
 from ..physics.lattice import cell_volume
@@ -24,8 +25,9 @@ from .absences import absence_evidence
 from .bravais import cell_of, shortest_vector
 from .extinction import extinction_evidence
 from .indexing import LATTICES, MARGIN, LatticeScores
+from .line_scales import search_lines
 from .pawley import PawleyFit, pawley_fit
-from .prepare import AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH
+from .prepare import AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis, strip_doublet
 from .trials import Trial, Trials, metric_of_search, side_by_side, trial_lattices
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class Evidence:
         where not examined
     lattices : tuple of Lattice, best first
     unexplained : (k, 2) float, lines that the best lattice does not explain: 1/d in Å⁻¹, height relative to the strongest
+    peaks : (n, 4) float, the lines that were searched, as `crystaldl.powder.line_scales.search_lines` gives them
     """
 
     scores: np.ndarray
@@ -96,6 +99,7 @@ class Evidence:
     absences: np.ndarray
     lattices: tuple[Lattice, ...]
     unexplained: np.ndarray
+    peaks: np.ndarray
 
 
 FLOOR = np.array([-100.0, -100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
@@ -156,7 +160,7 @@ def _fits(quick, trials: Trials, scores, profile: Profile, pool=None) -> dict[in
 
 
 def pattern_evidence(peaks: np.ndarray, limits, profile: Profile, pool: Executor | None = None) -> Evidence:
-    """Search lattices for one peak list (n, ≥4) as `crystaldl.powder.prepare.find_peaks` gives it, and fit the profile.
+    """Search lattices for one peak list (n, 4) as `crystaldl.powder.line_scales.search_lines` gives it, and fit the profile.
 
     The threads of ``pool`` change nothing but the time.
     """
@@ -167,7 +171,7 @@ def pattern_evidence(peaks: np.ndarray, limits, profile: Profile, pool: Executor
     facts = np.array([quick.score.max(), quick.weight, quick.lines, 0.0, 0.0, 0.0, top, min(trials.lead, FAR)])
     fits = _fits(quick, trials, scores, profile, pool)
     if not fits:
-        return Evidence(scores, table, facts, absences, (), np.zeros((0, 2)))
+        return Evidence(scores, table, facts, absences, (), np.zeros((0, 2)), peaks)
     misfit = min(fit.misfit for _, fit, _ in fits.values())
     value = {row: score + PROFILE_WEIGHT * fit.gain / misfit for row, (score, fit, _) in fits.items()}
     intensities = {row: absence_evidence(fit) for row, (_, fit, _) in fits.items()}
@@ -189,7 +193,7 @@ def pattern_evidence(peaks: np.ndarray, limits, profile: Profile, pool: Executor
     facts[3:6] = winner.misfit, winner.explained, min(odd[:, 1].sum(), 3.0)
     shift = top + QUICK_WEIGHT * quick.score.max()  # scores are against chance, values relative to the best lines
     lattices = tuple(_lattice(fits[row][1], value[row] + shift) for row in reversed(order))
-    return Evidence(scores, table, facts, absences, lattices, odd)
+    return Evidence(scores, table, facts, absences, lattices, odd, peaks)
 
 
 def _profile_row(fit: PawleyFit, misfit: float, allowed: float, groups: dict[int, float]) -> list[float]:
@@ -205,18 +209,17 @@ def _lattice(fit: PawleyFit, score: float) -> Lattice:
     return Lattice(fit.lattice, cell_of(fit.metric), float(score), fit.zero + fit.displacement, fit)
 
 
-def decided(evidence: Evidence, peaks: np.ndarray, probability: np.ndarray) -> tuple[tuple[Lattice, ...], np.ndarray]:
+def decided(evidence: Evidence, probability: np.ndarray) -> tuple[tuple[Lattice, ...], np.ndarray]:
     """Lattices in the order of their probability, the first with its fit, and the lines foreign to the first.
 
     Parameters
     ----------
-    peaks : (n, ≥3) the peak list of the pattern
     probability : (14,) of the Bravais lattices, all evidence weighed
     """
     if not evidence.lattices:
         return (), evidence.unexplained
     first, *others = sorted(evidence.lattices, key=lambda c: -probability[BRAVAIS_LATTICES.index(c.bravais)])
-    odd = evidence.unexplained if first is evidence.lattices[0] else unexplained_lines(peaks, first.fit)
+    odd = evidence.unexplained if first is evidence.lattices[0] else unexplained_lines(evidence.peaks, first.fit)
     return (first, *(replace(c, fit=None) for c in others)), odd
 
 
@@ -252,25 +255,37 @@ def _numpy(values) -> np.ndarray:
     return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
-def gather_evidence(
-    prepared, y, mask, ratio, doublet: float | np.ndarray = CU_DOUBLET, workers: int | None = None
-) -> list[Evidence]:
-    """Evidence for a batch; search and fits release the GIL and run on all cores.
+def _lines(y: np.ndarray, mask: np.ndarray, ratio: np.ndarray, doublet: np.ndarray) -> list[np.ndarray]:
+    """Peak lists of normalised patterns, Kα2 taken off first."""
+    z = np.empty_like(y)
+    for value in np.unique(doublet):
+        rows = doublet == value
+        z[rows] = strip_doublet(torch.as_tensor(y[rows]), torch.as_tensor(ratio[rows]), float(value)).numpy()
+    return [search_lines(row, measured) for row, measured in zip(z * mask, mask, strict=True)]
+
+
+def _limits(mask: np.ndarray) -> np.ndarray:
+    """ln(1/d) of the first and last measured point."""
+    measured = np.flatnonzero(mask > 0)
+    ends = common_axis()[measured[[0, -1]]]
+    return np.log(2.0 * np.sin(np.radians(ends / 2)) / REFERENCE_WAVELENGTH)
+
+
+def gather_evidence(y, mask, ratio, doublet: float | np.ndarray = CU_DOUBLET, workers: int | None = None):
+    """Evidence for a batch, a list; search and fits release the GIL and run on all cores.
 
     Parameters
     ----------
-    prepared : mapping with ``peaks`` (B, n, 4), ``peak_mask`` (B, n) and ``limits`` (B, 2)
     y, mask : (B, AXIS_POINTS) normalised pattern with Kα2, and which points were measured
     ratio : (B,) Kα2/Kα1
     doublet : float or (B,), ln(λ2/λ1)
     """
-    peaks, peak_mask, limits = (_numpy(prepared[k]) for k in ("peaks", "peak_mask", "limits"))
     y, mask, ratio = _numpy(y), _numpy(mask), _numpy(ratio)
     doublet = np.broadcast_to(_numpy(doublet), ratio.shape)
     _announce_compilation()
     jobs = [
-        (p[m].astype(float), r, Profile(a, b, float(c), float(d)))
-        for p, m, r, a, b, c, d in zip(peaks, peak_mask, limits, y, mask, ratio, doublet, strict=True)
+        (p, _limits(b), Profile(a, b, float(c), float(d)))
+        for p, a, b, c, d in zip(_lines(y, mask, ratio, doublet), y, mask, ratio, doublet, strict=True)
     ]
     workers = workers or os.cpu_count() or 1
     if workers == 1:

@@ -23,6 +23,9 @@ from .search_kernels import CANDIDATES, LATTICES, MARGIN
 from .trial_indices import CODES_F, CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRDS_C, THIRDS_P, ZONES_M
 from .zone_kernels import find_rectangles, find_zones
 
+#: widths beyond this many usual ones speak of a blend
+BROADER = 1.3
+
 
 @dataclass(frozen=True)
 class LatticeScores:
@@ -55,6 +58,14 @@ def reliability(ln_q, ln_height, ln_significance) -> np.ndarray:
     return np.where(overshadowed, 0.15, 1.0) * real
 
 
+def excess_width(ln_height, ln_width) -> np.ndarray:
+    """By how much lines are broader than those of their pattern usually are, in points: what unresolved neighbours add."""
+    order = np.argsort(ln_width)
+    weight = np.cumsum(np.exp(0.5 * ln_height[order]))
+    usual = np.exp(ln_width[order][np.searchsorted(weight, 0.5 * weight[-1])])
+    return np.sqrt(np.maximum(np.exp(2.0 * ln_width) - (BROADER * usual) ** 2, 0.0))
+
+
 def lattice_scores(
     peaks: np.ndarray,
     *,
@@ -71,7 +82,7 @@ def lattice_scores(
     ----------
     peaks : (n, ≥3) array
         ln(1/d in Å⁻¹), ln of the height relative to the strongest, ln of height over noise, as
-        `crystaldl.powder.prepare.find_peaks` gives them.
+        `crystaldl.powder.line_scales.search_lines` gives them.
     sigma_two_theta : float
         Uncertainty of positions in degrees for Cu Kα1, zero shift included.
     lines, base, base_zone : int

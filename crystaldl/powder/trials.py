@@ -31,7 +31,7 @@ from .autoindex import (
     unexplained,
 )
 from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, sparser
-from .indexing import LATTICES, LatticeScores, lattice_scores, reliability
+from .indexing import LATTICES, LatticeScores, excess_width, lattice_scores, reliability
 from .prepare import AXIS_STEP, REFERENCE_WAVELENGTH
 
 __all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "side_by_side", "trial_lattices"]
@@ -43,6 +43,8 @@ EXAMINED, NEAR = 4, 10.0
 EACH = 2
 #: weight of the lines that a larger cell has to explain beyond those of a smaller one
 WORTH = 0.8
+#: error of a line's position as a share of its excess width
+BLEND = 0.3
 #: zero shift in degrees worth a second search
 AGAIN = 0.02
 _HIGH = tuple(s for s in SYSTEMS if s not in ("monoclinic", "triclinic"))
@@ -96,12 +98,13 @@ def metric_of_search(lattice: str, cell) -> np.ndarray:
 
 
 def line_table_of(peaks: np.ndarray) -> LineTable:
-    """Lines of the autoindexing from the peak list (n, 4) of `crystaldl.powder.prepare.find_peaks`."""
+    """Lines of the autoindexing from the peak list (n, 4) of `crystaldl.powder.line_scales.search_lines`."""
     order = np.argsort(peaks[:, 0])
     ln_q, ln_height, ln_significance, ln_width = peaks[order, :4].T
     two_theta = np.degrees(2 * np.arcsin(np.clip(np.exp(ln_q) * REFERENCE_WAVELENGTH / 2, 0, 0.999)))
-    # the error of a maximum is about its width over the ratio of signal to noise
+    # the error of a maximum is about its width over the ratio of signal to noise, and more where it may be a blend
     sigma = np.clip(AXIS_STEP * np.exp(ln_width - ln_significance), 0.002, 0.05)
+    sigma = np.hypot(sigma, np.minimum(BLEND * AXIS_STEP * excess_width(ln_height, ln_width), 0.2))
     return LineTable(two_theta, sigma, reliability(ln_q, ln_height, ln_significance), REFERENCE_WAVELENGTH, order)
 
 
@@ -125,7 +128,7 @@ def trial_lattices(peaks: np.ndarray, pool: Executor | None = None) -> tuple[Lat
 
     Parameters
     ----------
-    peaks : (n, 4) as `crystaldl.powder.prepare.find_peaks` gives them
+    peaks : (n, 4) as `crystaldl.powder.line_scales.search_lines` gives them
     pool : Executor, optional
         Threads for parts of the search; they change nothing but the time.
     """

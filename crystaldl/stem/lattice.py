@@ -16,6 +16,9 @@ SAMPLE = 1500  # patterns that decide the excess scatter
 MEDIAN_CHI2 = 0.454936  # median of χ² with one degree of freedom
 _FLOOR = 1e-6  # px: no σ is taken to be smaller
 LEAST_DISKS, LEAST_PATTERNS = 8, 10  # that tell whether disks move together
+# Share of the common shift that a reference from the same scan takes up: all of it where the thickness is even, little along a
+# wedge. Between the two, errors of both stay within one and a half times what their sigma says.
+COMMON = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ class LatticeFit:
     weight : (N,), robust weight of each disk from 0 (no part of the lattice) to 1
     excess : float, scatter beyond the stated σ of the disks, px
     shift : float, standard deviation over the scan of the shift that all disks of a pattern have away from its origin, px
+        (its root mean square if ``absolute``)
     """
 
     origin: np.ndarray
@@ -65,8 +69,8 @@ class LatticeFit:
 
 
 def fit_lattices(
-    offsets, positions, sigma, origin, basis, *, prior=(0.0, 0.0), limits: FitLimits | None = None, robust=True
-) -> LatticeFit:
+    offsets, positions, sigma, origin, basis, *, prior=(0.0, 0.0), limits: FitLimits | None = None, robust=True, absolute=True,
+) -> LatticeFit:  # fmt: skip
     """Fit origin, g1 and g2 of every pattern by robust weighted least squares.
 
     Weights are 1/(σ² + s²), with σ of each disk along each axis and s, one number for the scan, what the disks scatter
@@ -74,7 +78,9 @@ def fit_lattices(
     Tukey's. Disks are indexed from the centre outwards as the lattice becomes known. The covariance is scaled by the
     scatter of the pattern itself, to the extent that it has disks enough to tell. Multiple scattering fills the sides of all
     disks that face the direct beam alike, which moves them outwards or inwards together and lengthens or shortens the
-    lattice: how far, for the scan as a whole, is seen from shifts that no lattice explains, and enters the covariance.
+    lattice: how far, for the scan as a whole, is seen from shifts that no lattice explains, and enters the covariance. Where
+    lattices are compared with one another, not ``absolute``, half of what is common to all patterns does not count: the
+    thickness of a specimen is much the same everywhere, and so is its shift.
 
     Parameters
     ----------
@@ -86,6 +92,7 @@ def fit_lattices(
         Weight of the expected origin along each axis, px⁻²; 0 leaves the origin free.
     limits : FitLimits, optional
     robust : bool
+    absolute : bool
     """
     basis = np.ascontiguousarray(basis, dtype=float)
     shortest = min(np.linalg.norm(v) for v in (*basis, basis[0] + basis[1], basis[0] - basis[1]))
@@ -107,7 +114,7 @@ def fit_lattices(
     good = np.isfinite(lattice[:, 0, 0])
     residual = np.where(good, np.sqrt(squares / np.maximum(n, 1)), np.nan)
     total = _basis_covariance(covariance, scale2)
-    shift, response = _radial_shift(pattern, positions, hk, inverse * weight[:, None], lattice, prior)
+    shift, response = _radial_shift(pattern, positions, hk, inverse * weight[:, None], lattice, prior, absolute)
     if shift > 0:
         total = total + shift**2 * response[:, :, None] * response[:, None, :]
     return LatticeFit(lattice[:, 0], lattice[:, 1:], total, n, residual, hk, weight, excess, shift)
@@ -125,7 +132,7 @@ def _basis_covariance(covariance, scale2) -> np.ndarray:
     return out * scale2[:, None, None]
 
 
-def _radial_shift(pattern, positions, hk, weight, lattice, prior) -> tuple[float, np.ndarray]:
+def _radial_shift(pattern, positions, hk, weight, lattice, prior, absolute) -> tuple[float, np.ndarray]:
     """Standard deviation, px, of the shift of all disks of a pattern away from its origin, and what 1 px of it does.
 
     A shift common to all disks goes half into the lattice; the other half is left in the residuals, inner disks out and outer
@@ -134,6 +141,7 @@ def _radial_shift(pattern, positions, hk, weight, lattice, prior) -> tuple[float
     Parameters
     ----------
     weight : (N, 2), of each disk along each axis, px⁻²
+    absolute : bool, about 0, or about half of what is common to the scan
 
     Returns
     -------
@@ -167,7 +175,9 @@ def _radial_shift(pattern, positions, hk, weight, lattice, prior) -> tuple[float
     tells = good & (known > 1e-9) & (np.bincount(pattern, minlength=count) >= LEAST_DISKS)
     if tells.sum() < LEAST_PATTERNS:
         return 0.0, response
-    return _excess_of((seen[tells] / known[tells]) ** 2, 1 / known[tells]), response
+    measured = seen[tells] / known[tells]
+    common = 0.0 if absolute else COMMON * np.median(measured)
+    return _excess_of((measured - common) ** 2, 1 / known[tells]), response
 
 
 def _sums(pattern, values, count) -> np.ndarray:

@@ -72,7 +72,7 @@ def fit_strain(bragg, reference="median", *, basis=None, robust=True, mask=None,
     start = given if basis is None else _pair(basis, "basis")
     linear = calibration_map(bragg.calibration, bragg.calstate, table.scan_shape)
     table = _selected(table, mask, options)
-    table, fit, start = _fit(table, bragg, start, linear, robust, options)
+    table, fit, start = _fit(table, bragg, start, linear, robust, options, absolute=given is not None)
     vectors = fit.vectors @ linear.transpose(0, 2, 1)
     if not np.isfinite(vectors[:, 0, 0]).any():
         raise DataError(
@@ -140,7 +140,7 @@ def _selected(table: DiskTable, mask, options: StrainOptions) -> DiskTable:
 
 
 def _fit(
-    table: DiskTable, bragg, start, linear, robust: bool, options: StrainOptions
+    table: DiskTable, bragg, start, linear, robust: bool, options: StrainOptions, absolute: bool
 ) -> tuple[DiskTable, LatticeFit, np.ndarray]:
     """The disks used, lattices on the detector, and the basis they started from in calibrated axes."""
     origin, prior = _origin(table, bragg, options)
@@ -156,8 +156,9 @@ def _fit(
         table = table.where(np.abs(fraction).max(1) < options.max_order + 0.5)
     limits = FitLimits(**{name: getattr(options, name) for name in FitLimits.__dataclass_fields__})
     fit = fit_lattices(
-        table.offsets, table.positions, table.sigma, expected, basis, prior=prior, limits=limits, robust=robust
-    )
+        table.offsets, table.positions, table.sigma, expected, basis, prior=prior, limits=limits, robust=robust,
+        absolute=absolute,
+    )  # fmt: skip
     return table, fit, basis @ linear.mean(0).T
 
 

@@ -75,7 +75,8 @@ class StrainDetails:
     ----------
     sigma : (4, Rx, Ry), standard uncertainties of e_xx, e_yy, e_xy and theta by the scatter of the disks about their
         lattice, and by what multiple scattering does to all disks of a pattern alike as far as the scan shows it
-        (`crystaldl.stem.lattice.fit_lattices`); the reference's own is not in it
+        (`crystaldl.stem.lattice.fit_lattices`): with a reference from the scan itself, half of what is common
+        to all positions does not count; the reference's own is not in it
     covariance : (Rx, Ry, 4, 4), of (g1x, g1y, g2x, g2y), px²
     g1, g2 : (Rx, Ry, 2), lattice vectors in calibrated axes, px
     origin : (Rx, Ry, 2), origins of the lattices on the detector, px

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import numpy as np
 from scipy import ndimage
 
-from ..errors import DataError
+from ..errors import DataError, PlausibilityWarning
 from .probe import Probe
 
 log = logging.getLogger(__name__)
@@ -15,14 +16,17 @@ log = logging.getLogger(__name__)
 FAINT = 0.01  # of the direct beam: what rises less beside it does not spoil a vacuum pattern
 NOISY = 0.05  # where noise could hide more than this, no pattern passes for vacuum
 MOST = 64  # vacuum patterns that are averaged
+HOT = 4.0  # times its neighbours, and the mean
+STARTS = (1.0, 1.8, 0.6)  # times the radius of the central disk
 
 
 def probe_from_scan(patterns) -> Probe:
     """Build the probe from patterns of a scan; ``source`` says how.
 
     A pattern counts as vacuum where nothing of the size of the probe rises above 1 % of the direct beam beside it. The
-    brightest of these are centred on one another to a fraction of a pixel and averaged. Without any, the central disk of
-    the mean pattern gives an even disk of the same radius.
+    brightest of these are centred on one another to a fraction of a pixel and averaged. Without any, the probe is an even
+    disk, its radius and edge those of the disks of the patterns (`crystaldl.stem.outline`), or where these are too faint
+    that of the central disk of the mean pattern, with a warning.
 
     Parameters
     ----------
@@ -34,7 +38,7 @@ def probe_from_scan(patterns) -> Probe:
     DataError
         Neither is found.
     """
-    patterns = np.asarray(patterns)
+    patterns = without_hot_pixels(np.asarray(patterns))
     try:
         rough = Probe.from_patterns(patterns)
         rise, peak = besides_the_beam(patterns, rough.radius)
@@ -45,11 +49,48 @@ def probe_from_scan(patterns) -> Probe:
             mean = _mean_centred(patterns[chosen], rough.radius)
             probe = Probe.from_array(mean, f"{vacuum.size} vacuum patterns of {len(patterns)} looked at")
         else:
-            probe = rough
+            probe = _from_disks(patterns, rough)
     except DataError as error:
         raise DataError(f"probe='auto' found none: {error}") from error
     log.info("probe: radius %.2f px, from %s", probe.radius, probe.source)
     return probe
+
+
+def without_hot_pixels(patterns: np.ndarray) -> np.ndarray:
+    """Patterns (n, H, W) with NaN in pixels whose mean stands out from all their neighbours'; the same array without any.
+
+    The probe covers several pixels, so that no pixel of a disk is several times as bright as the next.
+    """
+    if patterns.ndim != 3 or patterns.size == 0 or patterns.dtype.kind not in "buif":
+        return patterns
+    values = np.asarray(patterns, dtype=np.float32)
+    finite = np.isfinite(values)
+    mean = np.where(finite, values, 0).sum(0, dtype=float) / np.maximum(finite.sum(0), 1)
+    around = np.ones((3, 3), dtype=bool)
+    around[1, 1] = False
+    next_to_it = ndimage.maximum_filter(mean, footprint=around, mode="constant")
+    hot = mean - np.median(mean) > HOT * np.maximum(next_to_it - np.median(mean), 0) + HOT * mean.mean()
+    return np.where(hot, np.nan, values) if hot.any() else patterns
+
+
+def _from_disks(patterns: np.ndarray, rough: Probe) -> Probe:
+    """The outline of the disks; a beam stop may have left a part of the central disk, so a start may be far off."""
+    from .outline import outline
+
+    for factor in STARTS:
+        start = rough
+        if factor != 1:
+            start = Probe.synthetic(factor * rough.radius, rough.shape, centre=rough.centre, source=rough.source)
+        found = outline(patterns, start)
+        if found is not None:
+            return found
+    warnings.warn(
+        f"probe='auto' found no vacuum pattern and too few clear disks; its radius of {rough.radius:.3g} px is that of the "
+        "central disk of the mean pattern and may be off: pass the probe over vacuum where there is one.",
+        PlausibilityWarning,
+        stacklevel=5,
+    )
+    return rough
 
 
 def besides_the_beam(patterns, radius: float) -> tuple[np.ndarray, np.ndarray]:

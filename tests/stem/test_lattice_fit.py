@@ -221,3 +221,16 @@ def test_disks_that_move_together_make_the_lattice_uncertain():
     assert still.shift < 0.02 and fit.shift == pytest.approx(0.08, rel=0.25)
     z = z_scores(fit, model)
     assert np.all(np.abs(np.sqrt((z**2).mean(0)) - 1) < 0.2)
+
+
+def test_what_all_patterns_share_counts_by_half_between_lattices_of_a_scan():
+    model = lattices(deformation(), (20, 20), noise=0.03, missing=0.2)
+    pattern = np.repeat(np.arange(400), np.diff(model.offsets))
+    outwards = model.q - model.origin[pattern]
+    length = np.hypot(*outwards.T)[:, None]
+    moved = model.q + 0.08 * np.where(length > 3, outwards / np.maximum(length, 1e-9), 0)
+    arguments = (model.offsets, moved, model.sigma, model.origin, G)
+    absolute, relative = (fit_lattices(*arguments, absolute=a) for a in (True, False))
+    assert absolute.shift > 0.07 and 0.3 < relative.shift / absolute.shift < 0.65
+    assert np.allclose(absolute.vectors, relative.vectors)
+    assert (np.einsum("pii->p", absolute.covariance) > np.einsum("pii->p", relative.covariance)).all()
