@@ -186,7 +186,25 @@ def on_common_axis(patterns: Sequence[PowderPattern], device="cpu"):
     for value in delta[unknown].unique().tolist():
         rows = unknown & (delta == value)
         ratio[rows] *= prepare.has_doublet(y[rows], mask[rows], value)
+        for row in torch.nonzero(rows & (ratio.cpu() > 0))[:, 0].tolist():
+            if _stripping_makes_lines(y[row : row + 1], mask[row : row + 1], ratio[row : row + 1], value):
+                ratio[row] = 0.0
     return y, mask, ratio, delta
+
+
+#: times as many lines without Kα2 as with it, from which the pattern had none
+_GHOSTS = 1.3
+
+
+def _stripping_makes_lines(y, mask, ratio, delta: float) -> bool:
+    """Whether a pattern has far more lines once Kα2 is taken off: then it had none, and what is left are ghosts."""
+    from . import prepare
+    from .line_scales import search_lines
+
+    plain = prepare.normalise(y, mask)
+    stripped = prepare.strip_doublet(plain, ratio, delta) * mask
+    before, after = (len(search_lines(z[0].cpu().numpy(), mask[0].cpu().numpy())) for z in (plain, stripped))
+    return after > _GHOSTS * before + 2
 
 
 def prepared_inputs(architecture: str, y, mask, ratio, delta):

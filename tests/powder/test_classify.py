@@ -341,6 +341,19 @@ def test_gaps_are_accepted(name):
     assert max(abs(systems[key] - before[key]) for key in systems) < 0.3
 
 
+def test_one_wavelength_is_not_stripped_of_a_second():
+    """Broad lines of one wavelength, given as a number near copper's: taking Kα2 off would leave ghosts of them."""
+    x = np.arange(5.0, 90.0, 0.01)
+    rng = np.random.default_rng(4)
+    edge, squares = 4.21, np.array([3, 4, 8, 11, 12, 16, 19, 20])
+    centre = 2 * np.degrees(np.arcsin(np.sqrt(squares) / edge * 1.5418 / 2))
+    height = rng.uniform(0.2, 1.0, len(squares))
+    y = (height * np.exp(-0.5 * ((x[:, None] - centre) / 0.11) ** 2)).sum(1)
+    y = 1000 * y / y.max() + rng.uniform(0, 10, x.size)
+    *_, ratio, _ = task.on_common_axis([cdl.PowderPattern(x, y, 1.5418)], "cpu")
+    assert float(ratio[0]) == 0.0
+
+
 @needs_model
 def test_mixtures_lower_the_confidence(results):
     """A fifth of the strongest line from another phase: what is less certain must be called less certain.
