@@ -194,6 +194,8 @@ def _accept(response, noise, inside) -> tuple[np.ndarray, ...]:
         taken.append(i)
         foreign += rest * cross[:, i]
         cusp += _pointed(point - point[i], width[i], width) * rest * np.abs(cross[:, i])
+    if not taken:
+        return (np.zeros(0),) * 4
     keep = np.array(taken, int)
     scale, point = _split(response, noise, scale[keep], point[keep])
     return _solved(response, scale, point, np.maximum(_THRESHOLD * noise[scale, point], _FLOOR * top))

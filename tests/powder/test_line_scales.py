@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.powder.line_scales import SCALES, _answer, _kernels, search_lines
+from crystaldl.powder.line_scales import SCALES, _accept, _answer, _kernels, search_lines
 from crystaldl.powder.prepare import AXIS_POINTS, AXIS_STEP, REFERENCE_WAVELENGTH, common_axis, find_peaks
 
 AXIS = common_axis()
@@ -82,6 +82,14 @@ def test_noise_alone_and_nothing_at_all():
     assert sum(len(search_lines(np.random.default_rng(s).normal(0, 1, AXIS_POINTS), MASK)) for s in range(5)) < 10
     assert search_lines(np.zeros(AXIS_POINTS), MASK).shape == (0, 4)
     assert search_lines(pattern([(40.0, 1.0, 3.0)]), np.zeros(AXIS_POINTS)).shape == (0, 4)
+
+
+def test_candidates_of_which_none_is_accepted_are_no_lines():
+    """One sharp and doubtful, one broad and far too low: neither width is the usual one of the pattern."""
+    response, noise = np.zeros((len(SCALES), AXIS_POINTS)), np.ones((len(SCALES), AXIS_POINTS))
+    response[0, 1000], noise[0, 1000] = 5.0, 1.0
+    response[-1, 3000], noise[-1, 3000] = 0.01, 0.001
+    assert all(len(column) == 0 for column in _accept(response, noise, np.full(AXIS_POINTS, 100.0)))
 
 
 def test_what_was_not_measured_and_the_ends_hold_no_lines():
