@@ -85,10 +85,10 @@ def test_noise_alone_and_nothing_at_all():
 
 
 def test_candidates_of_which_none_is_accepted_are_no_lines():
-    """One sharp and doubtful, one broad and far too low: neither width is the usual one of the pattern."""
+    """The surest one is far too low beside its sharper neighbour, and that neighbour stands too little out of the noise."""
     response, noise = np.zeros((len(SCALES), AXIS_POINTS)), np.ones((len(SCALES), AXIS_POINTS))
-    response[0, 1000], noise[0, 1000] = 5.0, 1.0
-    response[-1, 3000], noise[-1, 3000] = 0.01, 0.001
+    response[6, 1000], noise[6, 1000] = 0.01, 0.001
+    response[4, 1005], noise[4, 1005] = 100.0, 20.0
     assert all(len(column) == 0 for column in _accept(response, noise, np.full(AXIS_POINTS, 100.0)))
 
 
