@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import permutations
 
 import numpy as np
-from scipy.special import log_ndtr, logsumexp
+from scipy.special import log_ndtr
 
 from .extinction import LIMIT, absent_table, centred, groups_of_lattice, reflection_grid
 from .pawley import PawleyFit
@@ -91,7 +91,7 @@ def _log_exponential(intensity, sigma, mean):
 
 
 def _log_mixture(intensity, sigma, mean, mixture):
-    return logsumexp([np.log(w) + _log_exponential(intensity, sigma, s * mean) for w, s in mixture], axis=0)
+    return np.logaddexp.reduce([np.log(w) + _log_exponential(intensity, sigma, s * mean) for w, s in mixture], axis=0)
 
 
 def expected_intensity(fit: PawleyFit, bandwidth: float = 12.0) -> np.ndarray:
@@ -109,7 +109,7 @@ def line_likelihoods(fit: PawleyFit, mixture=MIXTURE) -> tuple[np.ndarray, np.nd
     sigma = np.maximum(fit.sigma, 1e-9)
     zero = -0.5 * (fit.intensity / sigma) ** 2 - np.log(sigma * np.sqrt(2 * np.pi))
     foreign = [np.log(w) + _log_exponential(fit.intensity, sigma, s * mean) for w, s in _FOREIGN]
-    absent = logsumexp([np.log(1 - sum(w for w, _ in _FOREIGN)) + zero, *foreign], axis=0)
+    absent = np.logaddexp.reduce([np.log(1 - sum(w for w, _ in _FOREIGN)) + zero, *foreign], axis=0)
     best = np.log(sigma * np.sqrt(2 * np.pi))
     return _log_mixture(fit.intensity, sigma, mean, mixture) + best, absent + best
 
@@ -131,7 +131,7 @@ def absence_evidence(fit: PawleyFit, mixture=MIXTURE) -> tuple[float, dict[int, 
     verdict, out = absent - allowed, {}
     for group in groups_of_lattice()[fit.lattice]:
         values = [verdict[forbidden].sum() for forbidden in _forbidden(int(group), fit)]
-        out[int(group)] = float(logsumexp(values) - np.log(len(values))) if values else 0.0
+        out[int(group)] = float(np.logaddexp.reduce(values) - np.log(len(values))) if values else 0.0
     return float(allowed.sum()), out
 
 

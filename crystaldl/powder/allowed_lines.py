@@ -16,7 +16,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import logsumexp
 
 from ..physics.symmetry import operations
 from .absences import settings
@@ -57,7 +56,7 @@ def _turns(lattice: str) -> np.ndarray:
 def multiplicity(lattice: str, hkl: np.ndarray) -> np.ndarray:
     """How many reflections (n,) the symmetry of a lattice makes of each (n, 3), Friedel's included."""
     turns = _turns(lattice)
-    images = np.einsum("ni,gij->gnj", hkl, turns)
+    images = hkl.astype(np.float32) @ turns.astype(np.float32)
     fixed = (images == hkl).all(2).sum(0)
     return len(turns) // fixed
 
@@ -107,12 +106,12 @@ def allowed_score(
         hit = (1 - TAIL) * np.exp(-0.5 * x * x) + TAIL / 3 * np.exp(-x * x / 18)
         hit = np.where(x < REACH, hit, 0.0) / (SQRT_TWO_PI * sigma * density)
         found = (weight * np.log(options.lost + (1 - options.lost) * hit)).sum(1)[which.ravel()]
-        if values is None or logsumexp(found + prior) > logsumexp(values + prior):
+        if values is None or np.logaddexp.reduce(found + prior) > np.logaddexp.reduce(values + prior):
             values = found
     price = PRICE * FREE[BRAVAIS[lattice][0]] + 0.5 * (zero / options.prior) ** 2
-    best = {int(g): float(logsumexp(values[own == g]) - np.log((own == g).sum())) for g in np.unique(own)}
+    best = {int(g): float(np.logaddexp.reduce(values[own == g]) - np.log((own == g).sum())) for g in np.unique(own)}
     top = max(best.values())
-    return float(logsumexp(values + prior) - price), {g: v - top for g, v in best.items()}
+    return float(np.logaddexp.reduce(values + prior) - price), {g: v - top for g, v in best.items()}
 
 
 def _nearest_allowed(q, position, allowed, reach) -> np.ndarray:

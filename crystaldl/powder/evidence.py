@@ -16,19 +16,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 
 from ..physics.lattice import cell_volume
 from ..physics.symmetry import BRAVAIS_LATTICES
 from . import search_kernels
 from .absences import absence_evidence
 from .bravais import cell_of, shortest_vector
+from .deep_search import side_by_side
 from .extinction import extinction_evidence
 from .indexing import LATTICES, MARGIN, LatticeScores
 from .line_scales import search_lines
 from .pawley import PawleyFit, pawley_fit
 from .prepare import AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis, strip_doublet
-from .trials import Trial, Trials, metric_of_search, side_by_side, trial_lattices
+from .sieve import make_sieve
+from .trials import LEVEL, Trial, Trials, metric_of_search, trial_lattices
+from .trials import PROFILE_WEIGHT as PROFILE_SHARE
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +45,9 @@ ALL, WITHIN = 14, 20.0
 LATTICE_POINTS = {"P": 1, "C": 2, "I": 2, "R": 3, "F": 4}
 #: how much a lattice can be behind in the scores of positions
 FAR = 30.0
-#: how much one unit of the quick search's and of the profile's log-likelihood counts beside that of the positions
-QUICK_WEIGHT, PROFILE_WEIGHT = 0.5, 0.1
+#: how much one unit of the quick search's, of the profile's and of the sieve's log-likelihood counts beside that of the
+#: positions
+QUICK_WEIGHT, PROFILE_WEIGHT, SIEVE_WEIGHT = 0.5, 0.15, 0.15
 #: lattices whose absent lines are examined: those within this combined score of the best
 EXAMINED = 20.0
 
@@ -78,11 +81,11 @@ class Evidence:
     scores : (14, 3) float, log-likelihoods relative to the best lattice, ≤ 0: of the quick search (intensities count; -10
         where nothing near the best was found), of the closer one (positions count; -30 there), of the latter when only the
         lines that extinction groups allow are expected
-    profile : (14, 9) float, from the fit of the profile: log-likelihood gained by the lines and that of their intensities
+    profile : (14, 10) float, from the fit of the profile: log-likelihood gained by the lines and that of their intensities
         with all of them allowed, each relative to the best lattice, ≤ 0; what absences add to the latter; 1 (0 and the
         floor elsewhere for lattices that were not fitted); explained share relative to the best, ≤ 0; smallest misfit over
         this one less 1, ≤ 0; ln of the number of lines; ln of the primitive cell's volume in Å³; ln of the shortest lattice
-        vector in Å
+        vector in Å; score of the sieve relative to the best, ≤ 0
     facts : (8,) float: best quick score, summed weight of the lines, number of lines, misfit and explained share of the best
         fit, summed height of the lines it does not explain, best score of the closer search, its lead over other lattices
     absences : (3, 99) float, log-likelihood of extinction groups relative to the best of their lattice, from intensities,
@@ -102,7 +105,9 @@ class Evidence:
     peaks: np.ndarray
 
 
-FLOOR = np.array([-100.0, -100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+FLOOR = np.array([-100.0, -100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -100.0])
+#: columns that are relative to the best lattice
+RELATIVE = np.array([1, 1, 0, 0, 1, 0, 0, 0, 0, 1], bool)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class Profile:
         )
 
 
-def _scores(quick: LatticeScores, trials: Trials) -> np.ndarray:
+def _scores(quick: LatticeScores, trials: Trials, chosen: dict[int, Trial]) -> np.ndarray:
     """(14, 3) as in `Evidence`; a search that found nothing says nothing: zeros."""
     out = np.zeros((len(BRAVAIS_LATTICES), 3))
     if quick.candidates:
@@ -129,80 +134,105 @@ def _scores(quick: LatticeScores, trials: Trials) -> np.ndarray:
         out[[BRAVAIS_LATTICES.index(name) for name in LATTICES], 0] = quick.score - quick.score.max()
     if trials.found:
         out[:, 1:] = -FAR
-        for name, own in trials.found.items():
-            values = own[0].score - trials.score(), own[0].allowed - trials.allowed()
-            out[BRAVAIS_LATTICES.index(name), 1:] = values
+        own = {BRAVAIS_LATTICES.index(name): of_kind[0] for name, of_kind in trials.found.items()} | chosen
+        for row, trial in own.items():
+            out[row, 1:] = trial.score - trials.score(), trial.allowed - trials.allowed()
     return np.maximum(out, [-MARGIN, -FAR, -FAR])
 
 
-def _fits(quick, trials: Trials, scores, profile: Profile, pool=None) -> dict[int, tuple[float, PawleyFit, Trial]]:
-    """Fits of the most likely lattices: row in BRAVAIS_LATTICES → (score of the lines, fit, what was fitted)."""
-    found = {BRAVAIS_LATTICES.index(name): own for name, own in trials.found.items()}
-    for row, cell, zero, score in () if found else quick.candidates:  # the closer search had too few lines
-        name = LATTICES[row]
-        found.setdefault(
-            BRAVAIS_LATTICES.index(name), (Trial(name, metric_of_search(name, cell), zero, score, score, {}),)
-        )
-    of_row = scores[:, 2] + QUICK_WEIGHT * scores[:, 0]
-    trial = [(of_row[row] + t.allowed - own[0].allowed, row, t) for row, own in found.items() for t in own]
-    trial.sort(key=lambda entry: -entry[0])
-    trial = [entry for entry in trial[:ALL] if entry[0] > trial[0][0] - WITHIN]
-    fits = side_by_side(pool, *(partial(profile.fit, t) for *_, t in trial))
-    out: dict[int, tuple[float, PawleyFit, Trial]] = {}
-    for (score, row, t), fit in zip(trial, fits, strict=True):
-        if fit is None:
-            continue
-        before = out.get(row)
-        # of two lattices of one kind the profile decides
-        if before is None or score + PROFILE_WEIGHT * fit.gain > before[0] + PROFILE_WEIGHT * before[1].gain:
-            out[row] = float(score), fit, t
-    return out
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the search of one pattern yields before it is weighed: scores of the quick search, trials, and fits of the best
+    trials, a tuple of (Trial, PawleyFit)."""
+
+    quick: LatticeScores
+    trials: Trials
+    fits: tuple
 
 
-def pattern_evidence(peaks: np.ndarray, limits, profile: Profile, pool: Executor | None = None) -> Evidence:
+def find_lattices(peaks: np.ndarray, profile: Profile, pool: Executor | None = None) -> Findings:
     """Search lattices for one peak list (n, 4) as `crystaldl.powder.line_scales.search_lines` gives it, and fit the profile.
 
     The threads of ``pool`` change nothing but the time.
     """
-    quick, trials = trial_lattices(peaks, pool)
-    scores = _scores(quick, trials)
+    sieve = partial(make_sieve, profile.y, profile.mask, peaks, profile.ratio, profile.doublet)
+    quick, trials = trial_lattices(peaks, sieve, pool)
+    found = list(trials.found.values())
+    for row, cell, zero, score in () if found else quick.candidates:  # the closer search had too few lines
+        name = LATTICES[row]
+        found.append((Trial(name, metric_of_search(name, cell), zero, score, score, {}),))
+    trial = worth_fitting(t for own in found for t in own)
+    fits = side_by_side(pool, *(partial(profile.fit, t) for t in trial))
+    return Findings(quick, trials, tuple((t, fit) for t, fit in zip(trial, fits, strict=True) if fit is not None))
+
+
+def worth_fitting(trials) -> list[Trial]:
+    """The best trials, by lines and profile."""
+    found = sorted(trials, key=lambda t: -t.value)
+    lowest = found[0].value - WITHIN - PROFILE_SHARE * LEVEL * any(t.profile < 0 for t in found) if found else 0.0
+    return [t for t in found[:ALL] if t.value > lowest]
+
+
+def _chosen(fits, misfit: float) -> tuple[dict[int, tuple[Trial, PawleyFit]], dict[int, float]]:
+    """The best lattice of every kind, row in BRAVAIS_LATTICES → (trial, fit), and the value of each."""
+    out, value = {}, {}
+    most, best = max(t.profile for t, _ in fits), max(fit.gain for _, fit in fits)
+    for t, fit in fits:
+        row = BRAVAIS_LATTICES.index(t.bravais)
+        # lines of another phase, which a large cell explains with ease, must not decide
+        behind = max(t.profile - most, -LEVEL), max((fit.gain - best) / max(misfit, 1.0), -LEVEL)
+        new = t.allowed + SIEVE_WEIGHT * behind[0] + PROFILE_WEIGHT * behind[1]
+        if new > value.get(row, -np.inf):
+            out[row], value[row] = (t, fit), new
+    return out, value
+
+
+def weigh(findings: Findings, peaks: np.ndarray, limits) -> Evidence:
+    """What the findings say; ``limits``: ln(1/d) of the first and last measured point."""
+    quick, trials, fits = findings.quick, findings.trials, findings.fits
     table, absences = np.tile(FLOOR, (len(BRAVAIS_LATTICES), 1)), np.zeros((len(ABSENCES), EXTINCTION_GROUPS))
     top = trials.score()
     facts = np.array([quick.score.max(), quick.weight, quick.lines, 0.0, 0.0, 0.0, top, min(trials.lead, FAR)])
-    fits = _fits(quick, trials, scores, profile, pool)
     if not fits:
-        return Evidence(scores, table, facts, absences, (), np.zeros((0, 2)), peaks)
-    misfit = min(fit.misfit for _, fit, _ in fits.values())
-    value = {row: score + PROFILE_WEIGHT * fit.gain / misfit for row, (score, fit, _) in fits.items()}
-    intensities = {row: absence_evidence(fit) for row, (_, fit, _) in fits.items()}
-    for row, (_, fit, _) in fits.items():
-        table[row] = _profile_row(fit, misfit, *intensities[row])
-    rows = list(fits)
-    best = np.where([1, 1, 0, 0, 1, 0, 0, 0, 0], table[rows].max(0), 0.0)
+        return Evidence(_scores(quick, trials, {}), table, facts, absences, (), np.zeros((0, 2)), peaks)
+    misfit = min(fit.misfit for _, fit in fits)
+    chosen, value = _chosen(fits, misfit)
+    scores = _scores(quick, trials, {row: trial for row, (trial, _) in chosen.items()} if trials.found else {})
+    value = {row: v + QUICK_WEIGHT * scores[row, 0] for row, v in value.items()}
+    intensities = {row: absence_evidence(fit) for row, (_, fit) in chosen.items()}
+    for row, (trial, fit) in chosen.items():
+        table[row] = _profile_row(trial, fit, misfit, *intensities[row])
+    rows = list(chosen)
+    best = np.where(RELATIVE, table[rows].max(0), 0.0)
     table[rows] = np.maximum(table[rows] - best, np.where(FLOOR < 0, FLOOR, -np.inf))
-    order = sorted(fits, key=value.get)
+    order = sorted(chosen, key=value.get)
     for row in order:  # the best lattice has the last word where two share an extinction group (trigonal and hexagonal)
         if value[row] > value[order[-1]] - EXAMINED:
-            _, fit, trial = fits[row]
+            trial, fit = chosen[row]
             seen = extinction_evidence(fit.lattice, fit.metric, fit.zero, peaks[:, :3], limits)
             for k, values in enumerate((intensities[row][1], seen, trial.groups)):
                 if values:
                     absences[k, list(values)] = levelled(np.array(list(values.values())))
-    winner = fits[order[-1]][1]
+    winner = chosen[order[-1]][1]
     odd = unexplained_lines(peaks, winner)
     facts[3:6] = winner.misfit, winner.explained, min(odd[:, 1].sum(), 3.0)
-    shift = top + QUICK_WEIGHT * quick.score.max()  # scores are against chance, values relative to the best lines
-    lattices = tuple(_lattice(fits[row][1], value[row] + shift) for row in reversed(order))
+    shift = QUICK_WEIGHT * quick.score.max()  # scores are against chance, values relative to the best lines
+    lattices = tuple(_lattice(chosen[row][1], value[row] + shift) for row in reversed(order))
     return Evidence(scores, table, facts, absences, lattices, odd, peaks)
 
 
-def _profile_row(fit: PawleyFit, misfit: float, allowed: float, groups: dict[int, float]) -> list[float]:
+def pattern_evidence(peaks: np.ndarray, limits, profile: Profile, pool: Executor | None = None) -> Evidence:
+    """`find_lattices` and `weigh`."""
+    return weigh(find_lattices(peaks, profile, pool), peaks, limits)
+
+
+def _profile_row(trial: Trial, fit: PawleyFit, misfit: float, allowed: float, groups: dict[int, float]) -> list[float]:
     """What the arbiter reads of a fit, see `Evidence`; not yet relative to the best."""
     volume = cell_volume(cell_of(fit.metric)) / LATTICE_POINTS[fit.lattice[1]]
     shortest = shortest_vector(fit.metric[None], [fit.lattice])[0]
-    absent = logsumexp(list(groups.values())) - np.log(len(groups))
-    return [fit.gain / misfit, allowed, absent, 1.0, fit.explained, misfit / fit.misfit - 1.0, np.log(len(fit.intensity)),
-            np.log(volume), np.log(shortest)]  # fmt: skip
+    absent = np.logaddexp.reduce(list(groups.values())) - np.log(len(groups))
+    return [fit.gain / max(misfit, 1.0), allowed, absent, 1.0, fit.explained, misfit / fit.misfit - 1.0, np.log(len(fit.intensity)),
+            np.log(volume), np.log(shortest), trial.profile]  # fmt: skip
 
 
 def _lattice(fit: PawleyFit, score: float) -> Lattice:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import permutations
 
 import numpy as np
-from scipy.special import betaln, logsumexp
+from scipy.special import betaln
 
 from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_members, extinction_of_group, space_group
 from .prepare import REFERENCE_WAVELENGTH
@@ -180,6 +180,6 @@ def _evidence(groups, lattice, hkl, line, lines: _Lines) -> dict[int, float]:
             n = np.bincount(lines.third, misses * allowed, 3)
             values.append(float(betaln(s + 1.0, n + 1.0).sum() + forbidden[~allowed].sum()))
         # settings are equally likely beforehand: the mean over them, not the best
-        out[int(g)] = float(logsumexp(values) - np.log(len(values)))
+        out[int(g)] = float(np.logaddexp.reduce(values) - np.log(len(values)))
     mean = np.mean(list(out.values()))
     return {g: v - mean for g, v in out.items()}

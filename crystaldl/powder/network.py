@@ -258,7 +258,7 @@ class ArbiterMember(nn.Module):
     """
 
     FACTS = (20.0, 10.0, 24.0, 2.0, 1.0, 0.5, 40.0, 10.0)
-    FEATURES = 14
+    FEATURES = 15
     USUAL = 5.5  # ln of a usual volume of a primitive cell, Å³
 
     def __init__(self, hidden: int = 24, dropout: float = 0.3):
@@ -270,8 +270,9 @@ class ArbiterMember(nn.Module):
         self.register_buffer("scale", torch.tensor(self.FACTS), persistent=False)
         # trust in the network's lattices, in its choice inside one, and in the prior's there
         self.trust, self.inside, self.prior = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
-        # quick and close search, the latter with absent lines, gain of the profile, its intensities, what absences add to them
-        self.search = nn.Parameter(torch.tensor([0.3, 0.1, 0.4, 0.03, 0.0, 0.0]))
+        # quick and close search, the latter with absent lines, gain of the profile, its intensities, what absences add to them,
+        # and the sieve
+        self.search = nn.Parameter(torch.tensor([0.3, 0.1, 0.4, 0.03, 0.0, 0.0, 0.03]))
         # the three kinds of evidence for extinction groups, and how the pattern's quality changes their weights
         self.absences = nn.Parameter(torch.tensor([0.5, 0.3, 0.3]))
         self.quality = nn.Linear(len(self.FACTS) + 1, 3)
@@ -290,15 +291,16 @@ class ArbiterMember(nn.Module):
         """(B, 14) from the network's log-probabilities of lattices (B, 14) and the search."""
         quick, (close, exact) = scores[..., 0].clamp(-10, 0), scores[..., 1:].clamp(-30, 0).unbind(2)
         gain, allowed, absent = profile[..., 0].clamp(-60, 0), profile[..., 1].clamp(-60, 0), profile[..., 2].clamp(-10, 10)
-        fitted, explained, misfit, lines, volume, shortest = profile[..., 3:].unbind(2)
-        both = 0.5 * quick + exact + 0.1 * gain
+        fitted, explained, misfit, lines, volume, shortest, sieve = profile[..., 3:].unbind(2)
+        sieve = sieve.clamp(-60, 0)
+        both = 0.5 * quick + exact + 0.15 * (gain + sieve)
         both = (both - both.amax(1, keepdim=True)).clamp_min(-15.0)
         features = [quick / 5, close / 10, exact / 10, gain / 20, allowed / 20, absent / 5, fitted,
                     explained.clamp(-0.5, 0) * 5, misfit.clamp(-0.5, 0) * 5, lines / 5, volume / 6, shortest,
-                    lattice.clamp_min(-8.0) / 4, both / 5]
+                    lattice.clamp_min(-8.0) / 4, both / 5, sieve / 20]
         which = torch.eye(14, device=lattice.device).expand(len(lattice), -1, -1)
         rows = torch.cat([torch.stack(features, 2), context[:, None].expand(-1, 14, -1), which], 2)
-        found = (self.search * torch.stack([quick, close, exact, gain, allowed, absent], 2)).sum(2)
+        found = (self.search * torch.stack([quick, close, exact, gain, allowed, absent, sieve], 2)).sum(2)
         return self.trust * lattice + found - found.amax(1, keepdim=True) + self.each(rows)[..., 0]
 
     def forward(self, logits: Tensor, scores: Tensor, profile: Tensor, facts: Tensor, absences: Tensor, blind: Tensor) -> Tensor:
@@ -325,7 +327,7 @@ class LatticeArbiter(nn.Module):
     network alone. Small, so that it can be fitted on few measured patterns; an average over a few fits, each asked with the
     network's opinion and without.
 
-    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 14, 3), ``profile`` (B, 14, 9), ``facts`` (B, 8) and
+    Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 14, 3), ``profile`` (B, 14, 10), ``facts`` (B, 8) and
     ``absences`` (B, 3, 99) of the search (see `crystaldl.powder.evidence.Evidence`); ``blind`` (B,) bool, answer without
     the network, from its prior and the search alone (drawn at random in training, so that the search can stand alone).
     """

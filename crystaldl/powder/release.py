@@ -25,7 +25,7 @@ from .network import NPCNN, PowderNet
 from .prepare import npcnn_input
 
 NPCNN_RANK = 96
-NAMES = {"powdernet": "powder-powdernet-v2", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v5"}
+NAMES = {"powdernet": "powder-powdernet-v2", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v6"}
 COMMAND = "crystaldl evaluate powder --shared DIR --runs DIR"
 _INPUT = "intensity on the common axis (2θ for Cu Kα1, 4–100°, step 0.02°), background removed"
 

@@ -8,20 +8,23 @@ no lattice of high symmetry explains the lines convincingly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
+from . import autoindex_kernels as kernels
 from .allowed_lines import allowed_score
 from .autoindex import (
+    FLOORS,
+    PRICE,
     SYSTEMS,
+    TAIL,
     IndexOptions,
     Lattice,
     LineTable,
     Pool,
-    any_lattice,
-    common_zero,
     convincing,
     distinct,
     high_symmetry,
@@ -31,22 +34,33 @@ from .autoindex import (
     unexplained,
 )
 from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, sparser
+from .deep_search import as_primitive, descended, kin, lifted, low_symmetry, side_by_side
 from .indexing import LATTICES, LatticeScores, excess_width, lattice_scores, reliability
 from .prepare import AXIS_STEP, REFERENCE_WAVELENGTH
+from .sieve import Sieve
 
-__all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "side_by_side", "trial_lattices"]
+__all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "trial_lattices"]
 
 _OPTIONS = IndexOptions(impurities=3.0)
-#: lattices of one kind that are examined for absent lines: how many, and how far behind the best of that kind
-EXAMINED, NEAR = 4, 10.0
+#: lattices of one kind that are examined for absent lines, and how far (sieve's score) behind the best of all a kind may be
+EXAMINED, HOPELESS = 3, 200.0
+#: how far behind the best of its kind, by the lines, a lattice may be
+NEAR = 10.0
 #: those of one kind that are handed on
 EACH = 2
+#: how much a unit of the sieve's score counts beside the likelihood of the lines, and how far behind the best it can be: the
+#: lines of another phase, which a large cell explains with ease, must not decide
+PROFILE_WEIGHT, LEVEL = 0.3, 100.0
+#: different cells whose kin is looked at, and whose symmetry is lowered
+KIN, DESCENDED = 30, 4
 #: weight of the lines that a larger cell has to explain beyond those of a smaller one
 WORTH = 0.8
+#: or the score of the sieve beyond that of the smaller one
+BEYOND = 10.0
 #: error of a line's position as a share of its excess width
 BLEND = 0.3
-#: zero shift in degrees worth a second search
-AGAIN = 0.02
+#: zero shift in degrees of a second search, and gain relative to that of the listed lines that makes it needless
+ZERO, SETTLED = 0.08, 1.08
 _HIGH = tuple(s for s in SYSTEMS if s not in ("monoclinic", "triclinic"))
 
 
@@ -56,7 +70,8 @@ class Trial:
     conventional cell, ``zero`` shift in degrees, ``score`` log-likelihood ratio less the price of free parameters.
 
     ``allowed`` is this score when only the lines that extinction groups allow are expected, ``groups`` the log-likelihood of
-    each of them relative to the best.
+    each of them relative to the best; ``profile`` the score of `crystaldl.powder.sieve.Sieve.refine` relative to the best, 0
+    where the lines alone convince.
     """
 
     bravais: str
@@ -65,6 +80,12 @@ class Trial:
     score: float
     allowed: float
     groups: dict[int, float]
+    profile: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """By which trials are compared: lines and profile together."""
+        return self.allowed + PROFILE_WEIGHT * max(self.profile, -LEVEL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,20 +94,20 @@ class Trials:
 
     Attributes
     ----------
-    found : dict of Bravais lattice → tuple of Trial, the most likely different lattices of each, best `allowed` first
-    lead : float, score of the best lattice less that of the best different one
+    found : dict of Bravais lattice → tuple of Trial, the most likely different lattices of each, best first
+    lead : float, value of the best lattice less that of the next
     """
 
     found: dict[str, tuple[Trial, ...]]
     lead: float
 
     def score(self) -> float:
-        """The best score of all; 0 where nothing was found."""
-        return max((own[0].score for own in self.found.values()), default=0.0)
+        """The best score of the lines; 0 where nothing was found."""
+        return max((t.score for own in self.found.values() for t in own), default=0.0)
 
     def allowed(self) -> float:
         """The best score with absent lines in mind; 0 where nothing was found."""
-        return max((own[0].allowed for own in self.found.values()), default=0.0)
+        return max((t.allowed for own in self.found.values() for t in own), default=0.0)
 
 
 def metric_of_search(lattice: str, cell) -> np.ndarray:
@@ -118,17 +139,15 @@ def _seeds(quick: LatticeScores) -> Pool:
     return Pool(g, zero, np.array(names, "U2"), score)
 
 
-def side_by_side(pool: Executor | None, *jobs):
-    """Results of functions without arguments, run on the threads of a pool where there is one."""
-    return [job() for job in jobs] if pool is None else list(pool.map(lambda job: job(), jobs))
-
-
-def trial_lattices(peaks: np.ndarray, pool: Executor | None = None) -> tuple[LatticeScores, Trials]:
-    """Search and score lattices: what the quick search says, and all trials refined together.
+def trial_lattices(
+    peaks: np.ndarray, sieve: Callable[[], Sieve], pool: Executor | None = None
+) -> tuple[LatticeScores, Trials]:
+    """Search lattices by the lines and, where these are not convincing, by the profile: the quick search, and all trials.
 
     Parameters
     ----------
     peaks : (n, 4) as `crystaldl.powder.line_scales.search_lines` gives them
+    sieve : callable that makes the sieve of the pattern
     pool : Executor, optional
         Threads for parts of the search; they change nothing but the time.
     """
@@ -138,48 +157,70 @@ def trial_lattices(peaks: np.ndarray, pool: Executor | None = None) -> tuple[Lat
     few = lines.head(_OPTIONS.lines)
     quick, high = side_by_side(pool, lambda: lattice_scores(peaks), lambda: high_symmetry(few, 0.0, _HIGH))
     cells = sift(_seeds(quick) + high, lines, _OPTIONS)
-    lifted = raised(cells, lines, _OPTIONS) if len(cells) else cells
-    found = ranked(lifted, _OPTIONS)
-    if not convincing(found, lines, _OPTIONS, 40.0, 6.0):
-        cells += _low_symmetry(lines, few, 0.0, pool)
-        lifted = raised(cells, lines, _OPTIONS) if len(cells) else cells
-        found = ranked(lifted, _OPTIONS)
-        zero = common_zero(found)  # with it, the right lattice may come out
-        if abs(zero) > AGAIN and not convincing(found, lines, _OPTIONS, 30.0, 8.0):
-            cells += _low_symmetry(lines, few, zero, pool)
-            lifted = raised(cells, lines, _OPTIONS)
-            found = ranked(lifted, _OPTIONS)
-    lifted += _smaller(found, lines)
-    found = ranked(lifted, _OPTIONS)
-    lead = found[0].score - found[1].score if len(found) > 1 else 0.0
-    return quick, Trials(_trials(lifted, lines), lead)
+    by_lines = raised(cells, lines, _OPTIONS) if len(cells) else cells
+    found = ranked(by_lines, _OPTIONS)
+    if convincing(found, lines, _OPTIONS, 40.0, 6.0):
+        by_lines += _smaller(found, lines)
+        trials = _trials([trial for name in BRAVAIS for trial in _of_lines(by_lines, name, lines)], lines)
+    else:
+        judged = _by_profile(by_lines, lines, few, sieve(), pool)
+        trials = _trials([trial for name in BRAVAIS for trial in _of_profile(judged, name, lines)], lines)
+    order = sorted((t for own in trials.values() for t in own), key=lambda t: -t.value)
+    return quick, Trials(trials, order[0].value - order[1].value if len(order) > 1 else 0.0)
 
 
-def _low_symmetry(lines: LineTable, few: LineTable, zero: float, pool: Executor | None) -> Pool:
-    """Triclinic and monoclinic cells from lines with a zero shift taken off."""
-    parts = side_by_side(
-        pool,
-        lambda: sift(any_lattice(lines, zero, _OPTIONS), lines, _OPTIONS),
-        lambda: sift(high_symmetry(few, zero, ("monoclinic",)), lines, _OPTIONS),
-    )
-    return parts[0] + parts[1]
+def _by_profile(by_lines: Pool, lines: LineTable, few: LineTable, sieve: Sieve, pool: Executor | None) -> Pool:
+    """Cells of all systems, those of low symmetry looked for in earnest, refined and scored by the profile."""
+    judged, gain = sieve.refine(distinct(by_lines, 40)[0], 4, 3.0)
+    judged += low_symmetry(lines, few, 0.0, sieve, _OPTIONS, pool)
+    judged, gain = sieve.refine(judged, 0, 3.0)
+    zero = float(np.median(judged.best(5).zero)) if len(judged) else 0.0  # even wrong cells agree on its sign
+    if not _settled(judged, gain, sieve):
+        judged += low_symmetry(lines, few, float(np.copysign(ZERO, zero)), sieve, _OPTIONS, pool)
+    judged = _completed(judged, sieve)
+    own, _ = sieve.refine(by_lines.best(200), 2, sieve.temper(_most(judged, sieve)))
+    return judged + own
 
 
-def _trials(pool: Pool, lines: LineTable) -> dict[str, tuple[Trial, ...]]:
+def _settled(pool: Pool, gain: np.ndarray, sieve: Sieve) -> bool:
+    """Whether a cell explains the pattern as well as the right one should: clearly better than the listed lines do."""
+    if not len(pool):
+        return False
+    best = int(np.argmax(pool.score))
+    return gain[best] > (SETTLED if pool.bravais[best][0] in "am" else 1.0) * sieve.listed
+
+
+def _most(pool: Pool, sieve: Sieve) -> float:
+    """The largest gain of a pool."""
+    return max(sieve.refine(pool, 0, 1.0)[1].max(initial=0.0), 0.0)
+
+
+def _completed(pool: Pool, sieve: Sieve) -> Pool:
+    """The best cells of a pool with their kin, in every symmetry, scored with one T."""
+    temper = sieve.temper(_most(pool, sieve))
+    pool, _ = sieve.refine(pool, 0, temper)
+    cells = kin(as_primitive(pool.best(300), KIN), sieve, temper)
+    best, _ = sieve.refine(lifted(cells), 6, temper)
+    lower, _ = sieve.refine(descended(distinct(best, DESCENDED)[0]), 5, temper)
+    best, gain = sieve.refine(pool.best(60) + best + lower, 4, temper)
+    return sieve.refine(best, 0, min(temper, sieve.temper(gain.max(initial=0.0))))[0]
+
+
+def _trials(trials: list[Trial], lines: LineTable) -> dict[str, tuple[Trial, ...]]:
     """The best lattices of every kind.
 
-    Superlattices of a better one of the same family that explain no more lines are left out; one of higher symmetry stays,
-    because it has fewer parameters to explain them with.
+    Superlattices of a better one of the same family that explain no more lines and no more of the profile are left out;
+    one of higher symmetry stays, because it has fewer parameters to explain them with.
     """
-    trials = [trial for name in BRAVAIS for trial in _of_lattice(pool, name, lines)]
     kept: list[tuple[Trial, np.ndarray, float]] = []
-    for trial in sorted(trials, key=lambda t: -t.allowed):
+    more = lambda trial, other: trial.profile > other.profile + BEYOND  # noqa: E731
+    for trial in sorted(trials, key=lambda t: -t.value):
         cell = cell_of(trial.metric)
         niggli = niggli_cell(cell, "PIFCR"[BRAVAIS[trial.bravais][1]])
         missed = unexplained(Lattice(trial.bravais, cell, niggli, trial.zero, trial.score), lines)
         weight = float(lines.weight[missed].sum())
         family = [entry for entry in kept if entry[0].bravais[0] == trial.bravais[0]]
-        if not any(weight > w - WORTH and derivative_index(niggli, small) for _, small, w in family):
+        if not any(weight > w - WORTH and not more(trial, t) and derivative_index(niggli, c) for t, c, w in family):
             kept.append((trial, niggli, weight))
     found: dict[str, tuple[Trial, ...]] = {}
     for trial, *_ in kept:
@@ -187,16 +228,41 @@ def _trials(pool: Pool, lines: LineTable) -> dict[str, tuple[Trial, ...]]:
     return found
 
 
-def _of_lattice(pool: Pool, name: str, lines: LineTable) -> list[Trial]:
-    """The best lattices of one kind."""
+def _by_lines(pool: Pool, lines: LineTable) -> np.ndarray:
+    """Log-likelihood ratio of the lines against chance for cells as they are, less the price of free parameters, (n,)."""
+    few, codes = lines.head(3 * _OPTIONS.lines), np.array([BRAVAIS[b] for b in pool.bravais])
+    settings = (_OPTIONS.lost, TAIL, 3.0, 0, _OPTIONS.prior)
+    scores = [
+        kernels.improve_all(few.table(f), few.table(f), few.slope, pool.g, pool.zero, codes, settings)[0]
+        for f in FLOORS
+    ]
+    return np.max(scores, 0) - PRICE * kernels.FREE[codes[:, 0]]
+
+
+def _of_profile(pool: Pool, name: str, lines: LineTable) -> list[Trial]:
+    """The best lattices of one kind: by the profile, and one by the lines."""
+    own, top = pool[pool.bravais == name], pool.score.max(initial=-np.inf)
+    if not len(own) or own.score.max() < top - max(0.5 * abs(top), HOPELESS):
+        return []
+    best = distinct(own, 12)[0]
+    scores = _by_lines(best, lines)
+    keep = set(np.argsort(-best.score, kind="stable")[:EXAMINED]) | set(np.argsort(-scores, kind="stable")[:1])
+    out = []
+    for i in sorted(keep):
+        allowed, groups = allowed_score(name, best.g[i], float(best.zero[i]), lines, _OPTIONS)
+        behind = min(float(best.score[i]) - top, 0.0)
+        out.append(Trial(name, best.g[i], float(best.zero[i]), float(scores[i]), allowed, groups, behind))
+    return out
+
+
+def _of_lines(pool: Pool, name: str, lines: LineTable) -> list[Trial]:
+    """The best lattices of one kind by the lines alone."""
     own = pool[pool.bravais == name]
     if not len(own):
         return []
-    best = distinct(own[own.score > own.score.max() - NEAR], EXAMINED)[0]
+    best = distinct(own[own.score > own.score.max() - NEAR], EXAMINED + 1)[0]
     scored = (allowed_score(name, g, float(z), lines, _OPTIONS) for g, z in zip(best.g, best.zero, strict=True))
-    return [
-        Trial(name, best.g[i], float(best.zero[i]), float(best.score[i]), *found) for i, found in enumerate(scored)
-    ]
+    return [Trial(name, best.g[i], float(best.zero[i]), float(best.score[i]), *found) for i, found in enumerate(scored)]
 
 
 def _smaller(found, lines: LineTable) -> Pool:
@@ -209,4 +275,3 @@ def _smaller(found, lines: LineTable) -> Pool:
     trials = trials.improve(lines.head(2 * _OPTIONS.lines), _OPTIONS, (0.012, 0.008), 3.0, 4)
     trials = trials[trials.score > 0.6 * found[0].score].best(8)
     return raised(trials, lines, _OPTIONS, 8) if len(trials) else trials
-

@@ -20,6 +20,9 @@ __all__ = ["METHODS", "DiskOptions", "Disks", "Probe", "find_disks"]
 METHODS = ("fcunet", "correlation")
 # Measured on multislice patterns: networks' errors over their sigma, and how far fit and network miss together.
 NETWORK_SIGMA_FACTOR, CORRELATION = 1.5, 0.6
+# Correlation peaks that pass for disks: least intensity over its uncertainty, and that of those below a share of the highest,
+# of which noise makes many.
+SIGNIFICANT, FAINT, SIGNIFICANT_IF_FAINT = 3.0, 0.005, 5.0
 PIXELS_AT_ONCE = {"cpu": 32 * 256 * 256, "cuda": 512 * 256 * 256, "mps": 64 * 256 * 256}
 
 
@@ -227,17 +230,14 @@ class _Measure:
             fitted = fit.intensity
             least = self.options.min_significance
             if confidence is None:
-                keep = fit.ok & (fit.significance >= (3.0 if least is None else least))
+                keep = fit.ok & (fit.significance >= (self._significant(found, len(patterns)) if least is None else least))
                 positions, sigma, intensity = fit.positions, fit.sigma, fitted
                 confidence = 1 / (1 + (4.0 / fit.significance.clamp_min(1e-3)) ** 4)
             else:
                 keep = fit.significance >= (1.0 if least is None else least)
                 positions, sigma = combined(fit, found)
         if confidence is None:
-            top = torch.zeros(len(patterns), device=patterns.device).scatter_reduce(
-                0, found.pattern, intensity, "amax", include_self=True
-            )
-            confidence = (intensity / top[found.pattern].clamp_min(1e-30)).clamp(0, 1)
+            confidence = relative(found.pattern, intensity, len(patterns)).clamp(0, 1)
         if sigma is None:
             sigma = torch.full_like(positions, 0.1 * self.radius)
         keep &= confidence >= self.threshold
@@ -247,6 +247,13 @@ class _Measure:
         order = np.lexsort((-arrays[2], pattern))
         p, s, i, c, f = (a[order] for a in arrays)
         return Disks(pattern[order], p, s, i, c, len(patterns), f)
+
+    def _significant(self, found, count: int):
+        """Least significance of each candidate of the correlation."""
+        import torch
+
+        faint = relative(found.pattern, found.strength, count) < FAINT
+        return torch.where(faint, SIGNIFICANT_IF_FAINT, SIGNIFICANT)
 
     def _apart(self, pattern, positions, confidence, keep, count):
         """Whether a disk is not another one's double: refinement may lead two candidates to one place."""
@@ -267,6 +274,15 @@ class _Measure:
                 out[mates] = False
                 out[best] = True
         return out
+
+
+def relative(pattern, values, count: int):
+    """Values over the highest positive one of their pattern."""
+    import torch
+
+    top = torch.zeros(count, device=values.device, dtype=values.dtype)
+    top = top.scatter_reduce(0, pattern, values, "amax", include_self=True)
+    return values / top[pattern].clamp_min(1e-30)
 
 
 def combined(fit, found):

@@ -21,9 +21,13 @@ from torch import Tensor
 
 from .varpro import FLOOR, REACH, ROUNDING, Shape, gauss_newton_step
 
-# (ℓ in radii, a) beside the polynomial: none, then ever closer fringes. Random waves have a depth of 1, and more where the mean
-# lies below that of the reflection.
-HYPOTHESES = ((2.0, 1e-3), (1.7, 1.4), (0.85, 1.4), (0.5, 1.4))
+# (ℓ in radii, a) beside the polynomial: none, then ever closer fringes, each faint or strong. Random waves have a depth of 1,
+# and more where the mean lies below that of the reflection.
+HYPOTHESES = (
+    (2.0, 1e-3), (1.7, 0.3), (1.7, 0.9), (1.7, 2.5), (1.2, 0.6), (1.2, 2.0), (0.85, 0.5), (0.85, 1.2), (0.85, 2.5), (0.6, 1.8),
+    (0.42, 1.8),
+)  # fmt: skip
+EVEN = 0.5  # logarithm of how much likelier no fringes are than any one kind of them
 POLYNOMIAL = 0.5  # expected size of its linear and quadratic coefficients, relative to the mean
 SHORTEST = 2.0  # px: closer fringes are no longer seen as such
 LOST = 0.01  # of the variance of the shortest fringes, by leaving out the finest
@@ -215,7 +219,9 @@ def refine(f: Filling, data: Tensor, use: Tensor, s: Tensor, start: tuple[Tensor
     noise = (raw.sum(1) / (use.sum(1) - p.free.float()).clamp_min(10)).clamp_min(ROUNDING)
     use = use * (raw < OUTLIERS**2 * noise[:, None])
     w = Window(data, _weight(use, p.model, noise, mean), mean)
-    which = evidence(f, w, sums(f, w, s)).argmax(1)
+    chances = evidence(f, w, sums(f, w, s))
+    chances[:, 0] += EVEN
+    which = chances.argmax(1)
     best, at = project(f, w, s, which), s.clone()
     step = gauss_newton_step(best)
     step[which == 0] = 0.0  # the polynomial has been there

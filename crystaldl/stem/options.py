@@ -38,8 +38,8 @@ class DiskOptions:
         After a polynomial of degree 2, describe the filling of each disk as closely as its pixels call for
         (`crystaldl.stem.filling`): for strain of thick crystals; False is faster.
     min_significance : float, optional
-        Refined disks whose intensity is less than this many standard uncertainties are left out; by default 3, and 1
-        where a network vouches for the disk.
+        Refined disks whose intensity is less than this many standard uncertainties are left out; by default 3 (5 where the
+        correlation is below 0.005 of the pattern's highest), and 1 where a network vouches for the disk.
     min_confidence : float, optional
         Disks of lower confidence are left out; by default the operating point of the method or model.
     """
@@ -47,7 +47,7 @@ class DiskOptions:
     min_spacing: float | None = None
     max_disks: int = 300
     edge_boundary: float | None = None
-    min_relative_intensity: float = 0.005
+    min_relative_intensity: float = 0.001
     correlation_power: float = 1.0
     trench: tuple[float, float] = (0.0, 2.0)
     subpixel: str = "quadratic"

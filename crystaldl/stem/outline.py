@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.special import ndtr
 
+from .between import SHARP
 from .correlate import Correlator
 from .options import DiskOptions
 from .peaks import DiskFitter, FitSettings, neighbours
@@ -21,7 +22,7 @@ PATTERNS = 12  # that are looked at
 DISKS, LEAST = 80, 8  # that are fitted: the most significant ones; fewer than that tell nothing
 SIGNIFICANT = 12.0  # intensity over its standard uncertainty
 ROUNDS = 6  # of search and fit: a start that is far off finds other disks
-SETTLED = 0.08  # relative change of the radius that ends them
+SETTLED, NEARLY = 0.03, 0.08  # relative change of the radius that ends them, and that is good enough after the last
 WIDEST = 0.4  # of the radius: no edge is taken to be softer
 NARROWEST = 0.3  # px: the pixels' own
 GRID = np.array([0.005, 0.05])  # of the logarithms of radius and edge
@@ -56,8 +57,8 @@ def outline(patterns: np.ndarray, start: Probe) -> Probe | None:
             source = f"{start.source}, its radius and edge from {count} disks"
             probe = Probe.synthetic(radius, start.shape, edge=edge, centre=start.centre, source=source)
             if change < SETTLED:
-                return probe
-    return None
+                break
+    return probe if change < NEARLY else None
 
 
 def _spread(patterns: np.ndarray) -> np.ndarray:
@@ -103,10 +104,11 @@ class _Disks:
 
     def cost(self, radius: float, edge: float) -> float:
         """-2 × the logarithm of the likelihood of all disks, each with a scale of the noise of its own."""
-        image = ndtr(
-            (radius - np.hypot(*np.mgrid[-self.half - 8 : self.half + 9, -self.half - 8 : self.half + 9])) / edge
-        )
-        shape = Shape(image, self.pixels, self.radius, 2, self.data.device)
+        fine = 2 if edge < SHARP else 1
+        reach = fine * (self.half + 8)
+        y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] / fine
+        image = ndtr((radius - np.hypot(y, x)) / edge)
+        shape = Shape(image, self.pixels, self.radius, 2, self.data.device, fine=fine)
         found = minimise(shape, self.data, self.use, self.start, self.settings)
         return float((self.use.sum(1) * found.chi2.float().clamp_min(1e-9).log()).sum())
 

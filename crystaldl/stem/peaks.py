@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .between import SHARP
 from .filling import Filling, refine
 from .probe import Probe
 from .varpro import REACH, Shape, Solution, minimise
@@ -37,10 +38,10 @@ INSIDE = 0.1
 # for all to the true errors of disks of 5 to 60 nm thick crystals at 10⁵ to 10⁷ electrons (multislice); other crystals than
 # these tell whether it holds. Errors have longer tails than a normal distribution: these values make the 95 % interval come
 # close to what it says, and the 68 % interval a little wide.
-SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.12, 1.84
+SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.12, 1.53
 MODEL_ERROR = 0.002  # of the radius: also of evenly filled disks
 MODEL_ERROR_UNEVEN = 0.071  # of the radius, for an unevenness of 1
-MODEL_ERROR_FRINGES = 0.005  # of the radius, in place of that where fringes are described
+MODEL_ERROR_FRINGES = 0.007  # of the radius, in place of that where fringes are described
 MOST_UNEVEN = 2.0  # where the mean filling is hardly known
 
 
@@ -125,7 +126,9 @@ class DiskFitter:
         self._pixels = torch.as_tensor(pixels, device=self.device)
         emphasis = np.where(np.hypot(*pixels.T) < probe.radius - edge_band(probe.radius, probe.edge), INSIDE, 1.0)
         self._core = torch.as_tensor(np.hypot(*pixels.T) <= probe.radius + probe.edge, device=self.device)
-        self._shape = Shape(probe.patch(self.half + 8), pixels, probe.radius, self.settings.degree, self.device, emphasis)
+        fine = 2 if probe.edge < SHARP else 1
+        image, degree = probe.fine_patch(self.half + 8, fine), self.settings.degree
+        self._shape = Shape(image, pixels, probe.radius, degree, self.device, emphasis, fine)
         self._filling = None
         if self.settings.fringes and self.settings.degree == 2:
             self._filling = Filling(self._shape, pixels, probe.radius, probe.edge, self.device)

@@ -144,6 +144,12 @@ class Probe:
         grid = np.meshgrid(self.centre[0] + offset, self.centre[1] + offset, indexing="ij")
         return ndimage.map_coordinates(self.image, grid, order=3, mode="constant", cval=0.0)
 
+    def fine_patch(self, half: int, fine: int) -> np.ndarray:
+        """The same at steps of 1/``fine`` px, (2 · fine · half + 1)², sharp edges as they run between the pixels."""
+        from .between import fine_patch
+
+        return fine_patch(self.image, self.centre, self.radius, self.edge, half, fine)
+
 
 def _checked(image) -> np.ndarray:
     try:

@@ -28,32 +28,37 @@ class Shape:
     Parameters
     ----------
     image : (2 m + 1, 2 m + 1) ndarray
-        The shape, centred on the middle pixel, zero towards the edges.
+        The shape at steps of 1/``fine`` px, centred on the middle, zero towards the edges.
     pixels : (P, 2) int ndarray
-        Offsets of the window's pixels from its middle; ``abs(pixels) + 4 <= m``.
+        Offsets of the window's pixels from its middle; ``fine * (abs(pixels) + 4) <= m``.
     unit : float
         Length that scales the coordinates of the polynomial (the disk's radius), px.
     degree : 0, 1 or 2
         Of the polynomial.
     emphasis : (P,) ndarray, optional
         Factors of the pixels' weights.
+    fine : int
+        Samples of the image a pixel.
     """
 
-    def __init__(self, image: np.ndarray, pixels: np.ndarray, unit: float, degree: int, device, emphasis=None):
-        self.degree, self.filling = degree, COUNT[degree]
+    def __init__(
+        self, image: np.ndarray, pixels: np.ndarray, unit: float, degree: int, device, emphasis=None, fine: int = 1
+    ):
+        self.degree, self.filling, self.fine = degree, COUNT[degree], fine
         emphasis = np.ones(len(pixels)) if emphasis is None else emphasis
         self.emphasis = torch.as_tensor(emphasis, dtype=torch.float32, device=device)
         exponents = EXPONENTS[: COUNT[max(2 * degree, degree + 1, 2)]]
         middle = image.shape[0] // 2
-        taps = np.arange(-int(np.ceil(REACH)) - 1, int(np.ceil(REACH)) + 2)
+        reach = int(np.ceil(fine * REACH)) + 1
+        taps = np.arange(-reach, reach + 1)
         coefficients = ndimage.spline_filter(image, order=3, mode="mirror")
-        rows = pixels[:, 0] - taps[:, None, None] + middle
-        columns = pixels[:, 1] - taps[None, :, None] + middle
+        rows = fine * pixels[:, 0] - taps[:, None, None] + middle
+        columns = fine * pixels[:, 1] - taps[None, :, None] + middle
         table = coefficients[rows, columns].reshape(taps.size**2, -1)
         scaled = pixels / unit
         monomials = np.stack([scaled[:, 0] ** i * scaled[:, 1] ** j for i, j in exponents], axis=1)
-        y, x = (np.indices(image.shape) - middle) / unit
-        sums = [(image * y**i * x**j).sum() for i, j in EXPONENTS[: self.filling]]
+        y, x = (np.indices(image.shape) - middle) / (fine * unit)
+        sums = [(image * y**i * x**j).sum() / fine**2 for i, j in EXPONENTS[: self.filling]]
         self.table, self.taps, self.monomials, self.sums = (
             torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32, device=device)
             for a in (table, taps, monomials, sums)
@@ -65,11 +70,11 @@ class Shape:
 
     def shifted(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The shape moved by s (n, 2), and its derivatives with respect to s: (n, P) each."""
-        t = self.taps - s[:, :, None]
+        t = self.taps - self.fine * s[:, :, None]
         a = t.abs()
         tail = (2 - a).clamp_min(0)
         value = torch.where(a < 1, 2 / 3 - a**2 + a**3 / 2, tail**3 / 6)
-        slope = torch.where(a < 1, 2 * t - 1.5 * t * a, 0.5 * t.sign() * tail**2)
+        slope = self.fine * torch.where(a < 1, 2 * t - 1.5 * t * a, 0.5 * t.sign() * tail**2)
         (y, x), (dy, dx) = value.unbind(1), slope.unbind(1)
         weights = torch.stack([a[:, :, None] * b[:, None] for a, b in ((y, x), (dy, x), (y, dx))])
         out = weights.reshape(3 * len(s), -1) @ self.table

@@ -48,7 +48,7 @@ def problem(count: int = 240, seed: int = 0) -> tuple[SearchTable, np.ndarray]:
     scores = np.minimum(rng.normal(-6, 1, (count, 14, 3)), 0.0)
     scores[right] = 0.0
     profile = np.tile(FLOOR, (count, 14, 1))
-    profile[right] = 0.0, 0.0, 2.0, 1.0, 0.0, 0.0, 4.0, 5.0, 1.5
+    profile[right] = 0.0, 0.0, 2.0, 1.0, 0.0, 0.0, 4.0, 5.0, 1.5, 0.0
     facts = np.tile([20.0, 12.0, 24.0, 1.2, 0.8, 0.0, 40.0, 9.0], (count, 1))
     absences = rng.normal(-3, 0.3, (count, 3, 99))
     absences[np.arange(count), :, extinction_of_group()[group - 1]] += 3
@@ -218,7 +218,7 @@ def test_a_table_without_logits_survives_a_file(tmp_path):
 def test_tensors_are_single_precision():
     table, logits = problem(5)
     given = table.tensors(logits.astype(np.float64))
-    assert [tuple(t.shape) for t in given] == [(5, 230), (5, 14, 3), (5, 14, 9), (5, 8), (5, 3, 99)]
+    assert [tuple(t.shape) for t in given] == [(5, 230), (5, 14, 3), (5, 14, 10), (5, 8), (5, 3, 99)]
     assert all(t.dtype == torch.float32 for t in given)
 
 
@@ -283,6 +283,6 @@ def test_a_table_of_drawn_patterns():
         torch.as_tensor(y, dtype=torch.float32), torch.ones(2, AXIS_POINTS), torch.zeros(2), np.array([225, 136])
     )
     assert [BRAVAIS_LATTICES[i] for i in table.scores[..., 2].argmax(1)] == ["cF", "tP"]
-    assert table.absences.shape == (2, 3, 99) and table.facts.shape == (2, 8) and table.profile.shape == (2, 14, 9)
+    assert table.absences.shape == (2, 3, 99) and table.facts.shape == (2, 8) and table.profile.shape == (2, 14, 10)
     assert table.logits is None
     assert table.facts[:, 2].tolist() == pytest.approx([9, 15], abs=2)

@@ -101,12 +101,12 @@ def test_threads_and_tensors_change_nothing(batch, gathered):
 def test_shapes_and_order(gathered):
     for evidence in gathered:
         shapes = [getattr(evidence, k).shape for k in ARRAYS]
-        assert shapes == [(14, 3), (14, 9), (8,), (len(ABSENCES), EXTINCTION_GROUPS)]
+        assert shapes == [(14, 3), (14, 10), (8,), (len(ABSENCES), EXTINCTION_GROUPS)]
         assert all(np.isfinite(getattr(evidence, k)).all() for k in ARRAYS)
         assert (evidence.scores <= 0).all() and (evidence.scores >= [-MARGIN, -FAR, -FAR]).all()
         assert (evidence.profile[:, :2] >= FLOOR[:2]).all() and (evidence.profile[:, [0, 1, 4, 5]] <= 0).all()
         fitted = evidence.profile[:, 3] == 1
-        assert not evidence.profile[~fitted, 2:].any() and fitted.sum() == len(evidence.lattices)
+        assert (evidence.profile[~fitted] == FLOOR).all() and fitted.sum() == len(evidence.lattices)
         assert (evidence.absences <= 0).all() and (evidence.absences >= -4).all()
         ranking = [c.score for c in evidence.lattices]
         assert ranking == sorted(ranking, reverse=True)

@@ -28,7 +28,7 @@ def shape(probe):
     half = 10
     pixels = np.stack(np.mgrid[-half : half + 1, -half : half + 1], -1).reshape(-1, 2)
     pixels = pixels[np.hypot(*pixels.T) < half + 0.3]
-    return Shape(probe.patch(half + 8), pixels, RADIUS, 2, "cpu"), pixels
+    return Shape(probe.fine_patch(half + 8, 2), pixels, RADIUS, 2, "cpu", fine=2), pixels
 
 
 @pytest.fixture(scope="module")

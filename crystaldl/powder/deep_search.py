@@ -1,0 +1,160 @@
+"""Cells of low symmetry from few lines, judged by the whole profile, and the kin of good cells.
+
+Three to six low-angle lines make trial cells (`autoindex_kernels`), many thousands of them; the lines alone cannot tell the
+right one from the others where they are few, broad or overlap. The profile can (`sieve`). What it prefers is completed by
+the lattices related to it: sublattices and superlattices, those of higher symmetry that its metric nearly bears, and those
+of lower symmetry that a small strain makes of it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+
+from ..physics.lattice import cell_from_metric, metric_tensor
+from . import autoindex_kernels, zone_kernels
+from .autoindex import IndexOptions, LineTable, Pool, distinct, high_symmetry
+from .bravais import lattices_of, metric_of, niggli_cell
+from .sieve import Sieve
+from .trial_indices import ZONES_M
+
+__all__ = ["as_primitive", "descended", "kin", "lifted", "low_symmetry", "side_by_side"]
+
+#: trial cells kept of those that lines make, by the likelihood of the lines; largest volume looked for, Å³
+HEAP, LARGEST = 2500, 1500.0
+#: lines that give axes, angles, and the next layer of a plane; planes
+AXES, ANGLES, LAYER, ZONES = 12, 16, 13, 50
+#: cells kept of each monoclinic lattice
+MONOCLINIC = 60
+#: lines, and 1/d² (Å⁻²), up to which the first look goes
+FIRST_LINES, FIRST_TOP = 20, 0.25
+#: different cells that the whole profile judges, and those whose kin is looked at
+SECOND, BEST, PARENTS = 80, 24, 8
+#: strains that lower the symmetry, as shares: no more than a line width, but no less than makes lines split
+STRAINS = (0.004, 0.012)
+
+
+def side_by_side(pool: Executor | None, *jobs):
+    """Results of functions without arguments, run on the threads of a pool where there is one."""
+    return [job() for job in jobs] if pool is None else list(pool.map(lambda job: job(), jobs))
+
+
+def _seeds(lines: LineTable, zero: float, options: IndexOptions, planes: bool) -> Pool:
+    """Primitive cells from six lines, or from planes and three lines."""
+    table = lines.head(18).table(0.03, zero)
+    for least in (0.3, 0.1):
+        base = np.sort(table[table[:, 2] > least, 0])
+        if len(base) > 6:
+            break
+    n = len(base)
+    if n < 5:
+        return Pool()
+    q = table[:, 0]
+    guess = np.median(np.arange(6, len(q) + 1) / (2 * np.pi / 3 * q[5:] ** 1.5)) if len(q) > 6 else 100.0
+    volumes = max(0.4 * guess, 8.0), min(max(12.0 * guess, 600.0), LARGEST)
+    scores, cells = np.full(HEAP, -1e3), np.zeros((HEAP, 6))
+    rest = volumes[0], volumes[1], options.lost, scores, cells
+    if planes:
+        found = zone_kernels.find_zones(table, base[:12], ZONES_M, ZONES)
+        autoindex_kernels.search_layers(table, base[:LAYER], found, *rest)
+    else:
+        autoindex_kernels.search_triclinic(table, base, min(AXES, n), min(ANGLES, n), *rest)
+    made = scores > -999.0
+    count = int(made.sum())
+    return Pool(cells[made], np.full(count, zero), np.full(count, "aP"), scores[made])
+
+
+def low_symmetry(lines: LineTable, few: LineTable, zero: float, sieve: Sieve, options: IndexOptions, pool=None) -> Pool:
+    """The best primitive cells that lines, ``zero`` taken off, make: refined and scored by the profile."""
+    cells, *more = side_by_side(
+        pool,
+        lambda: _seeds(lines, zero, options, True),
+        lambda: _seeds(lines, zero, options, False),
+        lambda: high_symmetry(few, zero, ("monoclinic",), 9, MONOCLINIC),
+    )
+    cells = sum(more, cells)
+    q = lines.head(FIRST_LINES).table(0.01, zero)[:, 0]
+    top = min(1.03 * q[-1], FIRST_TOP)
+    first, _ = sieve.refine(cells, 2, 5.0, max(top, 1.03 * q[min(7, len(q) - 1)]))
+    second, gain = sieve.refine(as_primitive(first.best(400), SECOND), 5, 5.0)
+    return sieve.refine(second, 0, sieve.temper(gain.max()))[0].best(BEST) if len(second) else second
+
+
+def as_primitive(pool: Pool, count: int) -> Pool:
+    """The best ``count`` different lattices of a pool, in Niggli cells without symmetry."""
+    kept, cells = distinct(pool, count)
+    g = np.array([metric_of(cell) for cell in cells]).reshape(-1, 6)
+    return Pool(g, kept.zero, np.full(len(kept), "aP"), kept.score)
+
+
+@lru_cache(maxsize=1)
+def _indices() -> np.ndarray:
+    """Matrices (n, 3, 3) from a reciprocal basis to those of sub- and superlattices of index 2 and 3."""
+    out = []
+    for n in (2, 3):
+        for i, j, k in product(range(1, n + 1), repeat=3):
+            for p, q, r in product(range(j), range(k), range(k)) if i * j * k == n else ():
+                m = np.array([[i, p, q], [0, j, r], [0, 0, k]], float)
+                out += [m, np.linalg.inv(m)]
+    return np.array(out)
+
+
+def kin(pool: Pool, sieve: Sieve, temper: float, rounds: int = 2) -> Pool:
+    """Primitive cells with the sub- and superlattices of the best, and of the best of those: refined and scored."""
+    for _ in range(rounds):
+        parents = as_primitive(pool, PARENTS)
+        a, b, c, d, e, f = parents.g.T
+        star = np.stack([a, f / 2, e / 2, f / 2, b, d / 2, e / 2, d / 2, c], -1).reshape(-1, 1, 3, 3)
+        turns = _indices()
+        new = turns @ star @ turns.transpose(0, 2, 1)
+        g = new[..., [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * [1, 1, 1, 2, 2, 2]
+        g, zero = g.reshape(-1, 6), np.repeat(parents.zero, len(turns))
+        pool += sieve.refine(Pool(g, zero, np.full(len(g), "aP"), np.zeros(len(g))), 2, temper)[0]
+        pool = sieve.refine(as_primitive(pool.best(150), BEST), 6, temper)[0]
+    return pool
+
+
+def lifted(pool: Pool) -> Pool:
+    """Primitive cells in every symmetry that their metric bears, or nearly bears."""
+    out, different = Pool(), as_primitive(pool, BEST)
+    for g, zero in zip(different.g, different.zero, strict=True):
+        found = lattices_of(niggli_cell(_cell(g)))
+        names, metrics = np.array([n for n, _ in found], "U2"), np.array([metric_of(cell) for _, cell in found])
+        out += Pool(metrics, np.full(len(found), zero), names, np.zeros(len(found)))
+    return out
+
+
+def _cell(g) -> np.ndarray:
+    a, b, c, d, e, f = g
+    return cell_from_metric(np.linalg.inv(np.array([[a, f / 2, e / 2], [f / 2, b, d / 2], [e / 2, d / 2, c]])))
+
+
+def descended(pool: Pool) -> Pool:
+    """Lattices of lower symmetry close to those of a pool: each strained a little along and across its axes."""
+    out = Pool()
+    for g, zero, name in zip(pool.g, pool.zero, pool.bravais, strict=True):
+        if name == "aP":
+            continue
+        metric = metric_tensor(_cell(g))
+        seen = set()
+        for size in STRAINS:
+            for i, j in ((1, 2), (0, 2), (0, 1), (0, 0), (2, 2)):
+                for sign in (1, -1) if i == j else (1,):
+                    strain = np.eye(3)
+                    strain[i, j] += sign * size * (2.0 if i != j else 1.0)
+                    new = niggli_cell(cell_from_metric(_strained(metric, strain)), name[1])
+                    lower, cell = lattices_of(new, (2e-4, 1e-4))[-1]
+                    key = (lower, *np.round(cell, 3))
+                    if lower not in (name, "aP") and key not in seen:
+                        seen.add(key)
+                        out += Pool(metric_of(cell)[None], np.array([zero]), np.array([lower], "U2"), np.zeros(1))
+    return out
+
+
+def _strained(metric, strain) -> np.ndarray:
+    """Metric tensor after a strain given along Cartesian axes on which a ∥ x and b lies in the xy plane."""
+    basis = np.linalg.cholesky(metric)
+    return basis @ strain @ strain.T @ basis.T
