@@ -13,8 +13,8 @@ import numpy as np
 from ..physics.crystals import find_symmetry
 from ..physics.lattice import cell_from_metric, cell_volume, metric_tensor
 
-__all__ = ["BRAVAIS", "HIGHEST_GROUP", "cell_of", "derivative_index", "lattice_lengths", "lattices_of", "metric_of",
-           "niggli_cell", "same_lattice", "shortest_vector", "sparser", "system_of"]  # fmt: skip
+__all__ = ["BRAVAIS", "HIGHEST_GROUP", "cell_of", "derivative_index", "hermite_forms", "lattice_lengths", "lattices_of",
+           "metric_of", "niggli_cell", "reciprocal_metric", "same_lattice", "shortest_vector", "sparser", "system_of"]  # fmt: skip
 
 #: Bravais lattice -> (code of the system, code of the centring, multiplicity of a general line times centring factor)
 BRAVAIS = {
@@ -56,13 +56,14 @@ def metric_of(cell) -> np.ndarray:
 
 def cell_of(g) -> np.ndarray:
     """(a, b, c, α, β, γ) of (A, B, C, D, E, F): (6,), or (n, 6) of (n, 6)."""
-    direct = np.linalg.inv(_reciprocal(g))
+    direct = np.linalg.inv(reciprocal_metric(g))
     edges = np.sqrt(np.diagonal(direct, axis1=-2, axis2=-1))
     cosines = np.stack([direct[..., i, j] / (edges[..., i] * edges[..., j]) for i, j in ((1, 2), (0, 2), (0, 1))], -1)
     return np.concatenate([edges, np.degrees(np.arccos(np.clip(cosines, -1, 1)))], -1)
 
 
-def _reciprocal(g) -> np.ndarray:
+def reciprocal_metric(g) -> np.ndarray:
+    """Metric tensor of the reciprocal lattice, (..., 3, 3), of (A, B, C, D, E, F)."""
     a, b, c, d, e, f = np.moveaxis(np.asarray(g, float), -1, 0)
     return np.stack([a, f / 2, e / 2, f / 2, b, d / 2, e / 2, d / 2, c], -1).reshape(*a.shape, 3, 3)
 
@@ -72,7 +73,7 @@ def shortest_vector(g, bravais) -> np.ndarray:
 
     Looked for among the sums of up to two of each vector of a primitive cell: all of it for cells near reduction.
     """
-    direct, out = np.linalg.inv(_reciprocal(g)), np.zeros(len(g))
+    direct, out = np.linalg.inv(reciprocal_metric(g)), np.zeros(len(g))
     centring = np.array([name[1] for name in bravais])
     for letter, turn in _PRIMITIVE.items():
         own = centring == letter
@@ -177,16 +178,18 @@ def sparser(niggli, n: int) -> list[np.ndarray]:
     Their reciprocal lattices are the sublattices of index ``n``, one for each integer matrix of determinant n in Hermite
     normal form.
     """
-    a, b, c, d, e, f = metric_of(niggli)
-    star = np.array([[a, f / 2, e / 2], [f / 2, b, d / 2], [e / 2, d / 2, c]])
-    out = []
-    for i, j, k in product(range(1, n + 1), repeat=3):
-        if i * j * k != n:
-            continue
-        for p, q, r in product(range(j), range(k), range(k)):
-            m = np.array([[i, p, q], [0, j, r], [0, 0, k]])
-            out.append(cell_from_metric(np.linalg.inv(m @ star @ m.T)))
-    return out
+    star = reciprocal_metric(metric_of(niggli))
+    return [cell_from_metric(np.linalg.inv(m @ star @ m.T)) for m in hermite_forms(n)]
+
+
+def hermite_forms(n: int) -> list[np.ndarray]:
+    """The integer matrices (3, 3) of determinant n in Hermite normal form: one for each sublattice of index n."""
+    return [
+        np.array([[i, p, q], [0, j, r], [0, 0, k]])
+        for i, j, k in product(range(1, n + 1), repeat=3)
+        if i * j * k == n
+        for p, q, r in product(range(j), range(k), range(k))
+    ]
 
 
 def derivative_index(large, small, tolerance: float = 0.01) -> int:

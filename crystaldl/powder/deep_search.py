@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 
 from ..physics.lattice import cell_from_metric, metric_tensor
 from . import autoindex_kernels, zone_kernels
 from .autoindex import IndexOptions, LineTable, Pool, distinct, high_symmetry
-from .bravais import lattices_of, metric_of, niggli_cell
+from .bravais import cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, reciprocal_metric
 from .sieve import Sieve
 from .trial_indices import ZONES_M
 
@@ -93,22 +92,14 @@ def as_primitive(pool: Pool, count: int) -> Pool:
 @lru_cache(maxsize=1)
 def _indices() -> np.ndarray:
     """Matrices (n, 3, 3) from a reciprocal basis to those of sub- and superlattices of index 2 and 3."""
-    out = []
-    for n in (2, 3):
-        for i, j, k in product(range(1, n + 1), repeat=3):
-            for p, q, r in product(range(j), range(k), range(k)) if i * j * k == n else ():
-                m = np.array([[i, p, q], [0, j, r], [0, 0, k]], float)
-                out += [m, np.linalg.inv(m)]
-    return np.array(out)
+    return np.array([turn for n in (2, 3) for m in hermite_forms(n) for turn in (m, np.linalg.inv(m))])
 
 
 def kin(pool: Pool, sieve: Sieve, temper: float, rounds: int = 2) -> Pool:
     """Primitive cells with the sub- and superlattices of the best, and of the best of those: refined and scored."""
     for _ in range(rounds):
         parents = as_primitive(pool, PARENTS)
-        a, b, c, d, e, f = parents.g.T
-        star = np.stack([a, f / 2, e / 2, f / 2, b, d / 2, e / 2, d / 2, c], -1).reshape(-1, 1, 3, 3)
-        turns = _indices()
+        star, turns = reciprocal_metric(parents.g)[:, None], _indices()
         new = turns @ star @ turns.transpose(0, 2, 1)
         g = new[..., [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * [1, 1, 1, 2, 2, 2]
         g, zero = g.reshape(-1, 6), np.repeat(parents.zero, len(turns))
@@ -121,15 +112,10 @@ def lifted(pool: Pool) -> Pool:
     """Primitive cells in every symmetry that their metric bears, or nearly bears."""
     out, different = Pool(), as_primitive(pool, BEST)
     for g, zero in zip(different.g, different.zero, strict=True):
-        found = lattices_of(niggli_cell(_cell(g)))
+        found = lattices_of(niggli_cell(cell_of(g)))
         names, metrics = np.array([n for n, _ in found], "U2"), np.array([metric_of(cell) for _, cell in found])
         out += Pool(metrics, np.full(len(found), zero), names, np.zeros(len(found)))
     return out
-
-
-def _cell(g) -> np.ndarray:
-    a, b, c, d, e, f = g
-    return cell_from_metric(np.linalg.inv(np.array([[a, f / 2, e / 2], [f / 2, b, d / 2], [e / 2, d / 2, c]])))
 
 
 def descended(pool: Pool) -> Pool:
@@ -138,7 +124,7 @@ def descended(pool: Pool) -> Pool:
     for g, zero, name in zip(pool.g, pool.zero, pool.bravais, strict=True):
         if name == "aP":
             continue
-        metric = metric_tensor(_cell(g))
+        metric = metric_tensor(cell_of(g))
         seen = set()
         for size in STRAINS:
             for i, j in ((1, 2), (0, 2), (0, 1), (0, 0), (2, 2)):

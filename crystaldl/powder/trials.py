@@ -171,7 +171,7 @@ def trial_lattices(
 
 def _by_profile(by_lines: Pool, lines: LineTable, few: LineTable, sieve: Sieve, pool: Executor | None) -> Pool:
     """Cells of all systems, those of low symmetry looked for in earnest, refined and scored by the profile."""
-    judged, gain = sieve.refine(distinct(by_lines, 40)[0], 4, 3.0)
+    judged, _ = sieve.refine(distinct(by_lines, 40)[0], 4, 3.0)
     judged += low_symmetry(lines, few, 0.0, sieve, _OPTIONS, pool)
     judged, gain = sieve.refine(judged, 0, 3.0)
     zero = float(np.median(judged.best(5).zero)) if len(judged) else 0.0  # even wrong cells agree on its sign
