@@ -88,7 +88,6 @@ def true_cell(crystal: Crystal) -> np.ndarray:
 
 def try_pattern(name: str, crystal: Crystal, pattern: PowderPattern, peaks=None, **settings) -> Outcome:
     """Index one pattern and look for the true lattice among the answers."""
-    peaks = pattern.peaks() if peaks is None else peaks
     start = time.process_time()
     try:
         found = pattern.index(peaks, progress=False, **settings)
@@ -97,7 +96,7 @@ def try_pattern(name: str, crystal: Crystal, pattern: PowderPattern, peaks=None,
     seconds = time.process_time() - start
     truth = true_cell(crystal)
     rank = next((i + 1 for i, cell in enumerate(found) if same_lattice(cell.niggli, truth)), 0)
-    return Outcome(name, rank, len(peaks), seconds)
+    return Outcome(name, rank, len(pattern.peaks() if peaks is None else peaks), seconds)
 
 
 def success_table(outcomes: list[Outcome]) -> str:

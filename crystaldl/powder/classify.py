@@ -1,7 +1,8 @@
 """Crystal system and space group of powder patterns: the task.
 
 `classify_patterns` prepares a batch, runs a shipped network, searches lattices that explain the lines, lets the arbiter
-weigh the two, and turns calibrated probabilities into `Classification` results. A new method joins by a line in METHODS.
+weigh the two, looks whether the crystal is known from training, and turns calibrated probabilities into `Classification`
+results. A new method joins by a line in METHODS.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from ..errors import DataError, UnknownModelError
 from ..models.registry import ModelCard, available, card, default
 from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, FAMILIES, SYSTEM_OF_GROUP, bravais_of_group
+from .families import mix
 from .pattern import PowderPattern
 from .result import UNEXPLAINED, Classification
 
@@ -30,6 +32,10 @@ class Method:
 
 #: patterns of a batch where lattices are searched
 SEARCHED = 16
+#: architectures that read a pattern and answer with space groups; the others help them
+CLASSIFIERS = ("PowderNet", "NPCNN")
+#: share of the answer left to a recognised crystal from which the search need not find its lattice
+RECOGNISED = 0.9
 
 METHODS = {
     "auto": Method(search=True),
@@ -119,8 +125,8 @@ def _choose_model(method: str, model: str | None) -> ModelCard:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
     if model is not None:
         entry = card(model)
-        if entry.task != "powder" or entry.architecture == "LatticeArbiter":
-            networks = [name for name in available("powder") if card(name).architecture != "LatticeArbiter"]
+        if entry.task != "powder" or entry.architecture not in CLASSIFIERS:
+            networks = [name for name in available("powder") if card(name).architecture in CLASSIFIERS]
             raise UnknownModelError(f"model is {model!r}, which reads no patterns; expected one of {', '.join(networks)}.")
         return entry
     kind = METHODS[method].network
@@ -296,11 +302,25 @@ def _run(patterns, entry: ModelCard, network, device, method) -> list[Classifica
     return [result for part in _infer(patterns, entry, network, device) for result in _results(*part, entry, method)]
 
 
-def _search_agrees(lattices, unexplained, system: str) -> bool:
-    """Whether the most probable lattice is one of that crystal system and no strong lines are foreign to it."""
+def _recognise(inputs, entry: ModelCard, method: str, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities with the crystals known from training, and their share (NaN where the method does not look)."""
+    import torch
+
+    name = entry.operating_point.get("families")
+    weights = card(name).operating_point.get(method) if name else None
+    if weights is None or "spectrum" not in inputs:
+        return p, np.full(len(p), np.nan)
+    with torch.inference_mode():
+        spectrum = inputs["spectrum"]
+        known = _network(name, str(spectrum.device))(spectrum).double().cpu().numpy()
+    return mix(known, p, weights)
+
+
+def _search_agrees(lattices, unexplained, system: str, recognised: float) -> bool:
+    """Whether the most probable lattice is one of that crystal system, or the crystal is known, and no strong lines are foreign."""
     if not lattices or unexplained[:, 1].sum() > UNEXPLAINED:
         return False
-    return lattices[0].bravais[0] == FAMILIES[system]
+    return lattices[0].bravais[0] == FAMILIES[system] or recognised >= RECOGNISED
 
 
 def _decisions(evidence, p) -> list[tuple]:
@@ -331,7 +351,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> lis
     point = judge.operating_point
     if METHODS[method].blind:
         point = point.get("blind", point)
-    p = calibrate(logits, point)
+    p, recognised = _recognise(inputs, entry, method, calibrate(logits, point))
     decisions = _decisions(evidence, p) if evidence else [((), np.zeros((0, 2)))] * len(p)
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)
@@ -345,7 +365,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> lis
             system.max() >= threshold
             and not impurity[i] > 0.5
             and not 0 <= lines[i] < 4
-            and (not evidence or _search_agrees(lattices, odd, CRYSTAL_SYSTEMS[int(system.argmax())]))
+            and (not evidence or _search_agrees(lattices, odd, CRYSTAL_SYSTEMS[int(system.argmax())], recognised[i]))
         )
         results.append(
             Classification(
@@ -360,6 +380,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> lis
                 lines=int(lines[i]),
                 lattices=lattices,
                 unexplained=odd,
+                recognised=float(recognised[i]),
                 arbiter=arbiter.name if arbiter else "",
                 arbiter_sha256=arbiter.sha256 if arbiter else "",
             )

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..models.registry import card, default, load_weights
 from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
 from . import network as architectures
 from .arbiter import SearchTable, cross_validated_logits, kept_search_table
@@ -29,6 +28,8 @@ from .crossval import (
     out_of_fold_logits,
     softmax,
 )
+from .families import cross_validated_mix
+from .family_recipe import out_of_fold_families
 from .measured import MeasuredSet, group_folds
 from .prepare import common_axis, normalise
 from .recipe import predict_logits
@@ -69,8 +70,35 @@ def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None
     simulated = simulated_table(shared, runs)
     full, blind = cross_validated_logits(table, logits["powdernet"], measured.group.numpy(), fold, simulated)
     rows["lattice search alone (indexing)"] = figures(calibrated_out_of_fold(blind, group, fold), group)
-    rows["default (auto): both"] = figures(calibrated_out_of_fold(full, group, fold), group)
+    rows["both"] = figures(calibrated_out_of_fold(full, group, fold), group)
+    for name, z in (("network", logits["powdernet"]), ("auto", full)):
+        p = calibrated_out_of_fold(z, group, fold)
+        new, known = np.split(recognised(shared, runs, measured, p, threads), 2)
+        rows[f"{name}: with known crystals"] = figures(new, group)
+        rows[f"{name}, look-alikes known"] = figures(known, group)
     return rows
+
+
+#: minutes of training for each of the networks that know some of the measured crystals
+FAMILY_MINUTES = 3.6
+
+
+def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int | None = None) -> np.ndarray:
+    """What FamilyNet says of each measured pattern, (2 n, 230): not knowing its look-alikes, then knowing most of them.
+
+    First the networks are trained without the pattern's look-alikes, then without a random fifth of the patterns.
+    """
+    by_group = group_folds(measured.group, measured.space_group, FOLDS)
+    by_chance = np.random.default_rng(0).permutation(len(measured)) % FOLDS
+    folds = {"group": by_group, "random": by_chance}
+    parts = (out_of_fold_families(shared, runs, k, f, FAMILY_MINUTES, threads) for k, f in folds.items())
+    return np.concatenate(list(parts)).astype(float)
+
+
+def recognised(shared: Path, runs: Path, measured: MeasuredSet, p: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """Probabilities ``p`` (n, 230) with known crystals, cross-validated: (2 n, 230) in the order of `known_crystals`."""
+    group, look = (np.tile(a.numpy(), 2) for a in (measured.space_group, measured.group))
+    return cross_validated_mix(known_crystals(shared, runs, measured, threads), np.tile(p, (2, 1)), group, look)
 
 
 # ------------------------------------------------------------------------------------------ simulated
@@ -108,24 +136,12 @@ def _patterns_for(lines: LineLibrary, seed: int, conditions=DEFAULT_CONDITIONS, 
     return simulate(torch.as_tensor(lines.q), torch.as_tensor(lines.intensity), g, conditions, second)
 
 
-def shipped_probabilities(y, mask, ratio, method: str = "auto") -> np.ndarray:
-    """Probabilities (n, 230) of a shipped method for patterns on the common axis."""
-    from .classify import METHODS, _arbitrate, calibrate
-    from .evidence import gather_evidence
+def shipped_probabilities(patterns: Patterns, method: str = "auto") -> np.ndarray:
+    """Probabilities (n, 230) of a shipped method for simulated patterns."""
+    from .classify import classify_patterns
 
-    spec = METHODS[method]
-    entry = card(default("powder"))
-    model = getattr(architectures, entry.architecture)(**entry.arguments)
-    model.load_state_dict(load_weights(entry.name))
-    logits = predict_logits(model.eval(), "powdernet", y, mask, ratio)
-    if not spec.search:
-        return calibrate(logits, entry.operating_point)
-    arbiter = card(entry.operating_point["arbiter"])
-    evidence = gather_evidence(normalise(y, mask), mask, ratio)
-    point = arbiter.operating_point
-    return calibrate(
-        _arbitrate(logits, evidence, arbiter, spec.blind), point.get("blind", point) if spec.blind else point
-    )
+    results = classify_patterns(_as_patterns(patterns), method, progress=False)
+    return np.stack([r.space_group_probabilities for r in results])
 
 
 def held_out_table(shared: Path, runs: Path, count: int = 300, method: str = "auto") -> dict[str, Figures]:
@@ -133,7 +149,7 @@ def held_out_table(shared: Path, runs: Path, count: int = 300, method: str = "au
     lines = _held_out(shared, runs)
     lines = lines.subset(_split(lines)[0][:count])
     p = _patterns_for(lines, 11, replace(DEFAULT_CONDITIONS, cu_share=1.0))
-    probability = shipped_probabilities(p.y, p.mask, p.doublet_ratio, method)
+    probability = shipped_probabilities(p, method)
     group = lines.space_group.astype(int)
     rows = {f"{method}, held-out types": figures(probability, group)}
     for s, name in enumerate(CRYSTAL_SYSTEMS):
@@ -156,7 +172,7 @@ def cubic_scaling(shared: Path, runs: Path, method: str = "auto", count: int = 2
         if len(keep) < 10:
             continue
         p = _patterns_for(keep, 21, replace(DEFAULT_CONDITIONS, cu_share=1.0, cut_share=0.0, second_phase_share=0.0))
-        probability = shipped_probabilities(p.y, p.mask, p.doublet_ratio, method)
+        probability = shipped_probabilities(p, method)
         system = np.zeros((len(keep), 7))
         np.add.at(system.T, SYSTEM_OF_GROUP, probability.T)
         out.append((float(scale), float((system.argmax(1) == 6).mean()), len(keep)))

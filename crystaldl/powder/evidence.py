@@ -29,8 +29,7 @@ from .line_scales import search_lines
 from .pawley import PawleyFit, pawley_fit
 from .prepare import AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis, strip_doublet
 from .sieve import make_sieve
-from .trials import LEVEL, Trial, Trials, metric_of_search, trial_lattices
-from .trials import PROFILE_WEIGHT as PROFILE_SHARE
+from .trials import LEVEL, Trial, Trials, metric_of_search, trial_lattices, worth_fitting
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,6 @@ EXTINCTION_GROUPS = 99
 ARRAYS = ("scores", "profile", "facts", "absences")
 #: what speaks for extinction groups: rows of `Evidence.absences`
 ABSENCES = ("intensities", "seen", "positions")
-#: lattices fitted to the profile: at most, and how far behind the best
-ALL, WITHIN = 14, 20.0
 #: lattice points of a conventional cell
 LATTICE_POINTS = {"P": 1, "C": 2, "I": 2, "R": 3, "F": 4}
 #: how much a lattice can be behind in the scores of positions
@@ -164,13 +161,6 @@ def find_lattices(peaks: np.ndarray, profile: Profile, pool: Executor | None = N
     trial = worth_fitting(t for own in found for t in own)
     fits = side_by_side(pool, *(partial(profile.fit, t) for t in trial))
     return Findings(quick, trials, tuple((t, fit) for t, fit in zip(trial, fits, strict=True) if fit is not None))
-
-
-def worth_fitting(trials) -> list[Trial]:
-    """The best trials, by lines and profile."""
-    found = sorted(trials, key=lambda t: -t.value)
-    lowest = found[0].value - WITHIN - PROFILE_SHARE * LEVEL * any(t.profile < 0 for t in found) if found else 0.0
-    return [t for t in found[:ALL] if t.value > lowest]
 
 
 def _chosen(fits, misfit: float) -> tuple[dict[int, tuple[Trial, PawleyFit]], dict[int, float]]:

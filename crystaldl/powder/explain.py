@@ -11,7 +11,7 @@ from .axes import inverse_d_to_two_theta
 
 def explanation(result) -> str:
     """Text of `crystaldl.powder.result.Classification.explain`."""
-    parts = [_answer(result)]
+    parts = [_answer(result), _recognition(result)]
     if not result.lattices:
         said = "The network alone was asked" if result.method in ("network", "npcnn") else "No lattice explains the lines"
         parts.append(f"{said}; its probabilities are all there is to go by.")
@@ -28,6 +28,15 @@ def _answer(result) -> str:
         f"{system.capitalize()} ({result.crystal_system_probabilities[system]:.0%}), extinction group "
         f"{result.extinction_group}, most probable space group {result.space_group_symbol} "
         f"({result.space_group_probabilities[result.space_group - 1]:.0%})."
+    )
+
+
+def _recognition(result) -> str:
+    if not result.recognised >= 0.01:
+        return ""
+    return (
+        f"{result.recognised:.0%} of this answer rests on the likeness to a crystal known from training, "
+        "the rest on network and lines."
     )
 
 

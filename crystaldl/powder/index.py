@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import DataError
 from .allowed_lines import allowed_score
-from .autoindex import SYSTEMS, IndexOptions, Lattice, LineTable, find_lattices, line_table
+from .autoindex import SYSTEMS, IndexOptions, Lattice, LineTable, convincing, find_lattices, line_table
 from .bravais import metric_of
 from .cell_refinement import build_cell, peaks_from
 from .cells import CellSearch
@@ -28,12 +28,19 @@ MAX_CELLS = 20
 def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> CellSearch:
     """Unit cells that explain the lines of a pattern; see `crystaldl.powder.pattern.PowderPattern.index`."""
     options = check_options(**settings)
+    given = peaks is not None
     peaks = pattern.peaks() if peaks is None else peaks_from(peaks, pattern.radiation)
     if len(peaks) < MIN_LINES:
         raise DataError(f"peaks holds {len(peaks)} lines; at least {MIN_LINES} are needed to find a cell.")
     start = time.monotonic()
     lines = line_table(peaks)
-    found = _with_absences(find_lattices(lines, options, *_reporter(progress)), lines, options)
+    found = find_lattices(lines, options, *_reporter(progress))
+    if given or _settled(found, lines, options):
+        found = _with_absences(found, lines, options)
+    else:
+        from .profile_search import with_profile
+
+        found = with_profile(_with_absences(found, lines, options), pattern, lines, options)
     merged = _merged(peaks, lines)
     cells = []
     for lattice in found:
@@ -44,6 +51,12 @@ def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> 
         if len(cells) == MAX_CELLS:
             break
     return CellSearch(tuple(cells), merged, pattern, time.monotonic() - start, options)
+
+
+def _settled(found: list[Lattice], lines: LineTable, options: IndexOptions) -> bool:
+    """Whether the lines alone tell the lattice."""
+    high = bool(found) and found[0].bravais[0] not in "am"
+    return convincing(found, lines, options, *((40.0, 6.0) if high else (30.0, 8.0)))
 
 
 def check_options(

@@ -108,10 +108,15 @@ def rescale(y: Tensor, mask: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     return new * valid, mask.gather(1, left) * mask.gather(1, left + 1) * valid
 
 
-def augment(y: Tensor, mask: Tensor, g: torch.Generator, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Random symmetry-keeping variants of measured patterns (B, AXIS_POINTS)."""
+def augment(
+    y: Tensor, mask: Tensor, g: torch.Generator, strength: float = 1.0, cell_spread: float = 0.05
+) -> tuple[Tensor, Tensor]:
+    """Random symmetry-keeping variants of measured patterns (B, AXIS_POINTS).
+
+    ``strength`` scales all changes; ``cell_spread`` is the standard deviation of ln d.
+    """
     b, device = y.shape[0], y.device
-    shift = strength * 0.05 * _randn(b, g, device)
+    shift = strength * cell_spread * _randn(b, g, device)
     y, mask = rescale(y, mask, shift)
     amplitude = strength * 0.8 * torch.rand((b, 1), generator=g, device=device)
     spacing = float(np.exp(torch.rand(1, generator=g, device=device).item() * np.log(30.0)) * 0.4)

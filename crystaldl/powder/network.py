@@ -248,6 +248,46 @@ class PowderNet(nn.Module):
         return {"logits": logits, "ln_volume": extra[:, 0] + 5.3, "impurity": extra[:, 1]}
 
 
+class FamilyNet(nn.Module):
+    """Recognises crystals it was shown: the family a pattern belongs to, or none.
+
+    A pattern becomes a direction (two linear layers, for positions are absolute here); families are directions too. One
+    more logit, the same for every pattern, stands for all that is in no family, so that a pattern is of none where no
+    family is near. Input as PowderNet's spectrum (B, 2, 2048); output (B, 230), probabilities of the families summed over
+    those of one space group: their sum is the probability that the crystal is known.
+
+    Parameters
+    ----------
+    families : int
+    groups : (families,) ints, space-group number minus 1 of each; given with the weights
+    """
+
+    BLUR, HALF_WIDTH = 3.0, 12      # points of the ln(1/d) axis
+
+    def __init__(self, families: int, groups=None, hidden: int = 768, dim: int = 128, dropout: float = 0.1):
+        super().__init__()
+        kernel = torch.exp(-0.5 * (torch.arange(-self.HALF_WIDTH, self.HALF_WIDTH + 1) / self.BLUR) ** 2)
+        self.register_buffer("kernel", (kernel / kernel.sum())[None, None], persistent=False)
+        self.register_buffer("groups", torch.zeros(families) if groups is None else torch.as_tensor(groups).float())
+        self.read = nn.Sequential(nn.Linear(1024 + 128, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout),
+                                  nn.Linear(hidden, dim))
+        self.families = nn.Parameter(0.1 * torch.randn(families, dim))
+        self.sharpness, self.unknown = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.tensor(3.0))
+
+    def family_logits(self, spectrum: Tensor) -> Tensor:
+        """Logits (B, families + 1); the last is that of no family."""
+        y = F.avg_pool1d(F.conv1d(spectrum[:, :1], self.kernel, padding=self.HALF_WIDTH), 2)[:, 0]
+        y = 32.0 * F.normalize(y, dim=1, eps=1e-6)
+        measured = F.avg_pool1d(spectrum[:, 1:], 16)[:, 0] - 0.7
+        direction = F.normalize(self.read(torch.cat([y, measured], 1)), dim=1)
+        z = direction @ F.normalize(self.families, dim=1).T * self.sharpness.exp()
+        return torch.cat([z, self.unknown.expand(len(z), 1)], 1)
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        p = self.family_logits(spectrum).softmax(1)
+        return p.new_zeros(len(p), 230).index_add(1, self.groups.long(), p[:, :-1])
+
+
 class ArbiterMember(nn.Module):
     """One arbiter of the ensemble; see `LatticeArbiter`.
 

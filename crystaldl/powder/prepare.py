@@ -269,6 +269,11 @@ def normalise(y: Tensor, mask: Tensor) -> Tensor:
     return y / F.avg_pool1d(y[:, None], 5, 1, 2)[:, 0].amax(1, keepdim=True).clamp_min(1e-12)
 
 
+def spectrum_of(y: Tensor, mask: Tensor) -> Tensor:
+    """√intensity and measured range on the ln(1/d) axis, (B, 2, SPECTRUM_POINTS), of normalised patterns without Kα2."""
+    return torch.stack([_to_spectrum(y).clamp(0.0, 1.5).sqrt(), _to_spectrum(mask)], 1)
+
+
 def prepare(y: Tensor, mask: Tensor, doublet_ratio: Tensor, doublet: float = CU_DOUBLET) -> Prepared:
     """Network inputs from patterns on the common axis.
 
@@ -282,10 +287,9 @@ def prepare(y: Tensor, mask: Tensor, doublet_ratio: Tensor, doublet: float = CU_
     y = normalise(y, mask)
     y = strip_doublet(y, doublet_ratio, doublet) * mask
     peaks, peak_mask = find_peaks(y, mask)
-    spectrum = torch.stack([_to_spectrum(y).clamp(0.0, 1.5).sqrt(), _to_spectrum(mask)], 1)
     axis = torch.as_tensor(common_axis(), dtype=torch.float32, device=y.device)
     first, last = mask.argmax(1), AXIS_POINTS - 1 - mask.flip(1).argmax(1)
-    return Prepared(spectrum, peaks, peak_mask, ln_q_of_axis(torch.stack([axis[first], axis[last]], 1)))
+    return Prepared(spectrum_of(y, mask), peaks, peak_mask, ln_q_of_axis(torch.stack([axis[first], axis[last]], 1)))
 
 
 def npcnn_input(y: Tensor, mask: Tensor) -> Tensor:

@@ -20,12 +20,14 @@ from ..models.registry import PACKAGE_FOLDER, write_model
 from ..physics.symmetry import SYSTEM_OF_GROUP
 from .arbiter import combine, cross_validated_logits, fit_arbiter, kept_search_table, look_alike_weight
 from .crossval import FOLDS, calibrated_out_of_fold, fit_calibration, system_probabilities
+from .families import fit_trust
 from .measured import MeasuredSet, group_folds
 from .network import NPCNN, PowderNet
 from .prepare import npcnn_input
 
 NPCNN_RANK = 96
-NAMES = {"powdernet": "powder-powdernet-v2", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v6"}
+NAMES = {"powdernet": "powder-powdernet-v2", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v6",
+         "families": "powder-families-v1"}
 COMMAND = "crystaldl evaluate powder --shared DIR --runs DIR"
 _INPUT = "intensity on the common axis (2θ for Cu Kα1, 4–100°, step 0.02°), background removed"
 
@@ -97,7 +99,7 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
         "architecture": "LatticeArbiter", "arguments": {}, "parameters": count(arbiter),
         "input": f"logits of {NAMES['powdernet']}, evidence of the lattice search and the profile fit",
         "operating_point": points["full"] | {"blind": points["blind"]}, "training": _training_facts(runs, "powdernet"),
-        "figures": _figures(figures["arbiter"], "RRUFF 542, group-wise 5-fold, method auto")
+        "figures": _figures(figures["arbiter"], "RRUFF 542, group-wise 5-fold, auto without known crystals")
         + _figures(figures["indexing"], "RRUFF 542, group-wise 5-fold, method indexing"),
         "notes": "Fitted on out-of-fold logits of measured patterns and on simulated patterns of unseen structure types.",
     }, half=False, **options)  # fmt: skip
@@ -107,14 +109,43 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
     write_model(model.state_dict(), {
         "name": NAMES["powdernet"], "task": "powder", "title": "PowderNet: attention over lines, with the profile",
         "architecture": "PowderNet", "arguments": {}, "parameters": count(model), "default": True, "input": _INPUT,
-        "operating_point": operating_point(logits, group, fold) | {"arbiter": NAMES["arbiter"]},
+        "operating_point": operating_point(logits, group, fold) | {"arbiter": NAMES["arbiter"], "families": NAMES["families"]},
         "training": _training_facts(runs, "powdernet"),
-        "figures": _figures(figures["powdernet"], "RRUFF 542, group-wise 5-fold, method network"),
+        "figures": _figures(figures["powdernet"], "RRUFF 542, group-wise 5-fold, network without known crystals"),
         "notes": "Adapted to all 542 measured patterns; the figures are those of adaptations without look-alikes.",
     }, **options)  # fmt: skip
 
+    tables = {"auto": (raw[0], figures["auto"]), "network": (logits, figures["network"])}
+    release_families(shared, runs, measured, fold, tables, options)
     if (runs / "npcnn-final" / "checkpoint").exists():
         _release_npcnn(runs, measured, fold, group, figures["npcnn"], options)
+
+
+def release_families(shared, runs, measured, fold, tables: dict, options) -> None:
+    """Write FamilyNet; ``tables`` maps methods to out-of-fold logits (n, 230) and figures (new crystals, known ones)."""
+    from .evaluate import known_crystals
+    from .family_recipe import family_task, train_families
+
+    task = family_task(shared, runs)
+    model = train_families(task, runs / "families-final", 5.0)
+    known = known_crystals(shared, runs, measured)
+    group = measured.space_group.numpy()
+    point, rows = {}, []
+    for method, (logits, (new, again)) in tables.items():
+        p = calibrated_out_of_fold(logits, group, fold)
+        point[method] = fit_trust(known, np.tile(p, (2, 1)), np.tile(group, 2))
+        rows += _figures(new, f"RRUFF 542, group-wise 5-fold, method {method}")
+        rows += _figures(again, f"RRUFF 542, random 5-fold (most look-alikes known), method {method}")
+    count_of = {"measured": int(task.family.max()) + 1}
+    count_of["library"] = len(task.group_of_family) - count_of["measured"]
+    write_model(model.state_dict(), {
+        "name": NAMES["families"], "task": "powder", "title": "FamilyNet: recognises crystals known from training",
+        "architecture": "FamilyNet", "arguments": {"families": len(task.group_of_family)}, "parameters": count(model),
+        "input": "√intensity and measured range on a ln(1/d) axis", "operating_point": point,
+        "training": {"families": count_of}, "figures": rows,
+        "notes": "The first rows say how the method does on crystals unlike those it knows, the others on look-alikes of known "
+                 "ones; how far a recognition is believed is fitted on both in equal parts.",
+    }, **options)  # fmt: skip
 
 
 def _release_npcnn(runs, measured, fold, group, rows, options) -> None:
@@ -151,7 +182,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.5)
     args = parser.parse_args()
     rows = {k: asdict(v) for k, v in measured_table(args.shared, args.runs, args.minutes).items()}
-    release(args.shared, args.runs, {"arbiter": rows["default (auto): both"], "indexing": rows["lattice search alone (indexing)"],
+    release(args.shared, args.runs, {"arbiter": rows["both"], "indexing": rows["lattice search alone (indexing)"],
+                                     **{k: (rows[f"{k}: with known crystals"], rows[f"{k}, look-alikes known"])
+                                        for k in ("auto", "network")},
                                      "powdernet": rows["PowderNet, + measured"], "npcnn": rows.get("NPCNN re-trained, + measured")})
 
 

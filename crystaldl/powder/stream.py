@@ -45,7 +45,8 @@ def library_crystals(shared: Path | None) -> tuple[list[Crystal], str]:
     return [c for c in crystals if len(c.numbers) <= 400 and c.symmetry().number == c.space_group], source
 
 
-def _texture(crystal: Crystal, rng: np.random.Generator):
+def texture(crystal: Crystal, rng: np.random.Generator) -> tuple[np.ndarray, float] | None:
+    """A random preferred orientation, (hkl axis, March-Dollase r), or none."""
     if rng.random() < 0.45:
         return None
     axis = np.array(
@@ -110,7 +111,7 @@ def build_lines(source: CrystalSource, count: int, seed: int, **choice) -> LineL
     q, intensity, group, family, volume = [], [], [], [], []
     while len(q) < count:
         crystal, index = source.draw(rng, **choice)
-        a, b = lines_of(crystal, _texture(crystal, rng))
+        a, b = lines_of(crystal, texture(crystal, rng))
         if (b > 0).sum() < 3:
             continue
         q.append(a), intensity.append(b), group.append(crystal.space_group), family.append(index)

@@ -39,7 +39,7 @@ from .indexing import LATTICES, LatticeScores, excess_width, lattice_scores, rel
 from .prepare import AXIS_STEP, REFERENCE_WAVELENGTH
 from .sieve import Sieve
 
-__all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "trial_lattices"]
+__all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "trial_lattices", "worth_fitting"]
 
 _OPTIONS = IndexOptions(impurities=3.0)
 #: lattices of one kind that are examined for absent lines, and how far (sieve's score) behind the best of all a kind may be
@@ -51,6 +51,8 @@ EACH = 2
 #: how much a unit of the sieve's score counts beside the likelihood of the lines, and how far behind the best it can be: the
 #: lines of another phase, which a large cell explains with ease, must not decide
 PROFILE_WEIGHT, LEVEL = 0.3, 100.0
+#: trials that are fitted to the profile: at most, and how far behind the best
+ALL, WITHIN = 14, 20.0
 #: different cells whose kin is looked at, and whose symmetry is lowered
 KIN, DESCENDED = 30, 4
 #: weight of the lines that a larger cell has to explain beyond those of a smaller one
@@ -108,6 +110,13 @@ class Trials:
     def allowed(self) -> float:
         """The best score with absent lines in mind; 0 where nothing was found."""
         return max((t.allowed for own in self.found.values() for t in own), default=0.0)
+
+
+def worth_fitting(trials) -> list[Trial]:
+    """The best trials, by lines and profile: those that are fitted to the pattern."""
+    found = sorted(trials, key=lambda t: -t.value)
+    lowest = found[0].value - WITHIN - PROFILE_WEIGHT * LEVEL * any(t.profile < 0 for t in found) if found else 0.0
+    return [t for t in found[:ALL] if t.value > lowest]
 
 
 def metric_of_search(lattice: str, cell) -> np.ndarray:

@@ -74,11 +74,12 @@ def test_patterns_of_two_kinds_can(realism_of):
 def oracle(group, right: float, seed: int = 0):
     """A stand-in for the shipped model that knows the first ``right`` share of the answers."""
 
-    def probabilities(y, mask, ratio, method="auto"):
-        p = np.full((len(y), 230), 1e-4)
-        known = int(right * len(y))
+    def probabilities(patterns, method="auto"):
+        count = len(patterns.y)
+        p = np.full((count, 230), 1e-4)
+        known = int(right * count)
         p[np.arange(known), group[:known] - 1] = 1
-        p[np.arange(known, len(y)), 0] = 1
+        p[np.arange(known, count), 0] = 1
         return p / p.sum(1, keepdims=True)
 
     return probabilities
@@ -98,8 +99,8 @@ def test_held_out_table(monkeypatch, blank):
     groups = [225] * 8 + [14] * 7 + [62] * 3
     seen = {}
 
-    def known(y, mask, ratio, method="auto"):
-        return oracle(seen["group"], 1.0)(y, mask, ratio)
+    def known(patterns, method="auto"):
+        return oracle(seen["group"], 1.0)(patterns)
 
     def watched(p, group):
         seen.setdefault("rows", []).append(len(group))

@@ -1,0 +1,127 @@
+"""Cells for `index` where lines alone do not decide: the whole profile proposes and judges.
+
+Lines that overlap, are missed or do not exist mislead a search that knows lines only. Where its answer is not convincing,
+the trial lattices of a classification (`trials`: from lines found in another way, and from the profile) join, and all cells
+are compared by the likelihood of the lines and the sieve's score of the profile together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import DataError
+from ..physics.lattice import cell_volume
+from .allowed_lines import allowed_score
+from .autoindex import FLOORS, IndexOptions, Lattice, LineTable, Pool, unexplained
+from .bravais import BRAVAIS, cell_of, derivative_index, lattice_lengths, metric_of, niggli_cell, system_of
+from .line_scales import search_lines
+from .prepare import REFERENCE_WAVELENGTH, normalise, strip_doublet
+from .sieve import Sieve, make_sieve
+from .trials import BEYOND, LEVEL, PROFILE_WEIGHT, WORTH, trial_lattices
+
+__all__ = ["with_profile"]
+
+#: lattices that the search of the lines hands on
+KEPT = 25
+
+
+def with_profile(found: list[Lattice], pattern, lines: LineTable, options: IndexOptions) -> list[Lattice]:
+    """The lattices of a search by lines with those the profile suggests, scored by both, best first.
+
+    Parameters
+    ----------
+    found : Lattices, best first
+    pattern : PowderPattern
+    lines, options : of the search; cells outside its systems, volumes and zero shifts are left out
+    """
+    ready = _ready(pattern)
+    if ready is None:
+        return found
+    peaks, sieve = ready
+    scale = pattern.radiation.wavelength / REFERENCE_WAVELENGTH  # zero shifts on the common axis are those of Cu
+    _, trials = trial_lattices(peaks, lambda: sieve)
+    suggested = [t for own in trials.found.values() for t in own]
+    new = Pool(
+        np.array([t.metric for t in suggested]).reshape(-1, 6),
+        np.array([scale * t.zero for t in suggested]),
+        np.array([t.bravais for t in suggested], "U2"),
+        np.zeros(len(suggested)),
+    )
+    few = lines.head(3 * options.lines)
+    pool = sum((new.improve(few, options, (1.4 * f, f), 3.0, 5) for f in FLOORS), _pool_of(found[:KEPT]))
+    pool = pool[_wanted(pool, options)]
+    return _without_copies(*_scored(pool, sieve, scale, lines, options), lines)
+
+
+def _ready(pattern) -> tuple[np.ndarray, Sieve] | None:
+    """Lines (n, 4) and sieve of a pattern; None where too little of it was measured."""
+    from .classify import on_common_axis
+
+    try:
+        y, mask, ratio, delta = on_common_axis([pattern])
+    except DataError:
+        return None
+    y, doublet = normalise(y, mask), float(delta[0])
+    measured = mask[0].numpy()
+    peaks = search_lines((strip_doublet(y, ratio, doublet) * mask)[0].numpy(), measured)
+    if len(peaks) < 4:
+        return None
+    return peaks, make_sieve(y[0].numpy(), measured, peaks, float(ratio[0]), doublet)
+
+
+def _pool_of(found: list[Lattice]) -> Pool:
+    return Pool(
+        np.array([metric_of(c.cell) for c in found]).reshape(-1, 6),
+        np.array([c.zero for c in found]),
+        np.array([c.bravais for c in found], "U2"),
+        np.array([c.score for c in found]),
+    )
+
+
+def _wanted(pool: Pool, options: IndexOptions) -> np.ndarray:
+    """Which cells (n,) the options allow; hexagonal and trigonal cells are not told apart."""
+    both = {"hexagonal", "trigonal"}
+    systems = set(options.systems) | (both if both & set(options.systems) else set())
+    out = np.array([system_of(b) in systems for b in pool.bravais], bool)
+    points = np.array([{"P": 1, "C": 2, "I": 2, "R": 3, "F": 4}[b[1]] for b in pool.bravais])
+    volume = np.array([cell_volume(c) for c in cell_of(pool.g)]) if len(pool) else np.zeros(0)
+    return out & (volume < 1.02 * points * options.max_volume) & (np.abs(pool.zero) < options.zero_limit + 0.02)
+
+
+def _scored(pool: Pool, sieve: Sieve, scale: float, lines: LineTable, options: IndexOptions):
+    """Lattices by their value, and the profile's part of it (n,), relative to the best."""
+    start = Pool(pool.g, pool.zero / scale, pool.bravais, pool.score)
+    refined, gain = sieve.refine(start, 3, 3.0)
+    temper = sieve.temper(gain.max(initial=0.0))
+    found, profile = [], []
+    for i in range(len(pool)):
+        judged, _ = sieve.refine(start[i : i + 1], 3, temper)
+        profile.append(judged.score[0] if len(judged) else -np.inf)
+        cell = cell_of(pool.g[i])
+        name = str(pool.bravais[i])
+        niggli = niggli_cell(cell, "PIFCR"[BRAVAIS[name][1]])
+        score, _ = allowed_score(name, pool.g[i], float(pool.zero[i]), lines, options)
+        found.append(Lattice(name, cell, niggli, float(pool.zero[i]), score))
+    profile = np.array(profile)
+    profile = np.maximum(profile - profile.max(initial=-np.inf), -LEVEL) if len(profile) else profile
+    scored = [replace(c, score=c.score + PROFILE_WEIGHT * p) for c, p in zip(found, profile, strict=True)]
+    order = sorted(range(len(scored)), key=lambda i: -scored[i].score)
+    return [scored[i] for i in order], profile[order]
+
+
+def _without_copies(found: list[Lattice], profile: np.ndarray, lines: LineTable) -> list[Lattice]:
+    """One entry a lattice, in the symmetry that scores best; no superlattices of a better one that explain no more."""
+    kept: list[tuple[Lattice, np.ndarray, float, float]] = []
+    for lattice, own in zip(found, profile, strict=True):
+        lengths = lattice_lengths(lattice.niggli)
+        if any((np.abs(lengths / known - 1) < 0.006).all() for _, known, _, _ in kept):
+            continue
+        weight = float(lines.weight[unexplained(lattice, lines)].sum())
+        if not any(
+            weight > w - WORTH and own <= p + BEYOND and derivative_index(lattice.niggli, other.niggli)
+            for other, _, w, p in kept
+        ):
+            kept.append((lattice, lengths, weight, own))
+    return [entry[0] for entry in kept]
