@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from .evaluate_scores import Score, failed, plane_volume, score, simulated_volum
 from .masks import read_masks
 from .network import PUBLISHED_WIDTH, SIDE, DSFUNet
 from .separate import separate
-from .simulate import PlaneSpec, simulate_planes
+from .simulate import PlaneSpec, SimulatedPlanes, simulate_planes
 from .stream import DiffuseStream
 
 SEED = 20240611
-PLANES = 12
+PLANES = 4
 CRYSTALS, MODEL_SIZE = 20, 128      # planes on which structural models are told apart, and pixels an edge of them
 PARTS = ("cases", "models", "speed")
 METHODS = ("physics", "dsfunet", "auto")
@@ -80,22 +81,33 @@ def methods_at_hand(wanted: Sequence[str] | None = None) -> tuple[str, ...]:
 
 
 def accuracy(specs: Sequence[PlaneSpec], corruptions: dict, methods: Sequence[str], size=SIDE) -> Table:
-    """Scores of every plane by (case, method). Noise and corruption of a case are the same for every method."""
+    """Scores of every plane by (case, method), as many planes at a time as there are threads.
+
+    Noise and corruption of a case are the same for every method.
+    """
     out: Table = {}
-    for case, (corruption, with_sigma) in corruptions.items():
-        planes = simulate_planes(specs, corruption, size=size, seed=SEED)
-        for index, spec in enumerate(specs):
-            volume = plane_volume(spec, planes, index, sigma=with_sigma)
-            for method in methods:
-                start = time.perf_counter()
-                try:
-                    parts = separate(volume, method=method, device="cpu", progress=False)
-                except CrystaldlError as error:
-                    result = failed(str(error), time.perf_counter() - start)
-                else:
-                    result = score(parts, spec, planes, index, time.perf_counter() - start)
-                out.setdefault((case, method), []).append(result)
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for case, (corruption, with_sigma) in corruptions.items():
+                planes = simulate_planes(specs, corruption, size=size, seed=SEED)
+                jobs = {method: [pool.submit(_one, spec, planes, index, method, with_sigma) for index, spec in enumerate(specs)]
+                        for method in methods}
+                for method, own in jobs.items():
+                    out[case, method] = [job.result() for job in own]
+    finally:
+        torch.set_num_threads(threads)
     return out
+
+
+def _one(spec: PlaneSpec, planes: SimulatedPlanes, index: int, method: str, with_sigma: bool) -> Score:
+    volume = plane_volume(spec, planes, index, sigma=with_sigma)
+    start = time.perf_counter()
+    try:
+        parts = separate(volume, method=method, device="cpu", progress=False)
+    except CrystaldlError as error:
+        return failed(str(error), time.perf_counter() - start)
+    return score(parts, spec, planes, index, time.perf_counter() - start)
 
 
 def _column(scores: Sequence[Score], name: str) -> np.ndarray:

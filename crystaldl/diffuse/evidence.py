@@ -14,7 +14,8 @@ from torch import Tensor
 from .numerics import falling, inverse_diagonal
 
 if TYPE_CHECKING:
-    from .gauss_newton import Fields, Problem, State
+    from .gauss_newton import Problem
+    from .states import Fields, State
 
 OUTLIERS, OUTLIER_RANGE = 0.01, 4.0     # share of pixels that may be anything; within so many mean intensities
 CONTRAST = 4.0                  # largest prior variance of D / g

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .gauss_newton import Basis, Factors, Problem, State
+from .gauss_newton import Problem
+from .states import Basis, Factors, State
 
 REPEATS = 2.0                   # mean squared normalised gradient along further order vectors, from which they are wanted
 MOST_ORDER = 1000               # unknowns of S in a plane

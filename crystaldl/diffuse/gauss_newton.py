@@ -5,7 +5,7 @@ Model on the measured pixels::
     I(Q) = D(Q) S(Q) + B(Q)
     D(Q) = g(|Q|) Σ_r  p_r cos(2π Q·r)         r on a fine grid within the support of the Patterson function of Δρ
     S(Q) = 1 + Σ_R 2 α_R cos(2π Q·R)           R over half of the lattice vectors
-    B(Q) = Σ_k b_k φ_k(|Q|)                     a few smooth radial functions
+    B(Q) = Σ_k b_k φ_k(|Q|)                     a few smooth radial functions, and Bragg peaks where there are any (`peaks`)
 
 ``D = |ΔF|²`` is the Fourier transform of an autocorrelation that ends at the longest interatomic vector; ``S`` is
 periodic with mean 1. A product that obeys both is unique unless the support is so wide that a periodic factor fits
@@ -19,112 +19,41 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .cell import OrderCell, cell_of_order
 from .evidence import log_evidence, updated_prior
 from .fourier import FourierGrid, Gram
 from .links import LINKS
-from .numerics import non_negative, solve
+from .numerics import non_negative, quantum, solve
+from .peaks import Coupling, Peaks, coupling, precision_of, updated_peaks
+from .states import Basis, Factors, Fields, Settings, State
 
 NOISE_FLOOR = 5e-4              # of the mean intensity: nothing measured or modelled is better than that
-NOISE_BINS = 24
+NOISE_BINS, NOISE_SAMPLE = 24, 8192     # the edges of the bins are those of so many pixels
 SLACK = 0.02                    # of the model and of the mean: misfit that never makes a pixel an outlier
 GUARD = 4.0                     # prior variance of the series where no pixel sees it, of its variance elsewhere
+FREE = 0.05                     # of the diffuse intensity: Bragg intensity where the noise may be looked at
 BELOW = 3e-3                    # of the mean intensity: how far below zero a background may well go
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What the unknowns multiply. Index vectors are integers in steps of ``1 / divisions`` (and of ``stride`` for S)."""
-
-    patterson: Tensor                # (n, ndim) half space
-    patterson_sine: Tensor           # (n,) bool
-    patterson_shell: Tensor          # (n,) long
-    order: Tensor                    # (m, ndim) half space, in units of stride
-    order_sine: Tensor               # (m,) bool
-    order_shell: Tensor              # (m,) long
-    stride: tuple[int, ...]
-    envelope: Tensor                 # (*shape) g
-    radial: Tensor                   # (k, *shape) φ
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the refinement runs.
-
-    Attributes
-    ----------
-    iterations : int
-        Gauss-Newton steps at most.
-    robust : bool
-        Down-weight pixels that no smooth model explains (Bragg residues, streaks) by Tukey's biweight.
-    polish : bool
-        Refine the lattice with the rest.
-    poisson : bool
-        Let the noise variance grow with the intensity; the constant and the slope are estimated.
-    tolerance : float
-        Stop when a step changes the misfit by less than this fraction.
-    positive : bool
-        Keep the coefficients of the background from falling below zero.
-    """
-
-    iterations: int = 30
-    robust: bool = True
-    polish: bool = False
-    poisson: bool = True
-    tolerance: float = 1e-4
-    tuning: float = 6.0
-    link: str = "linear"
-    positive: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """Parameters, their prior variances and the noise at one point of the refinement."""
-
-    p: Tensor
-    alpha: Tensor
-    b: Tensor
-    grid: FourierGrid
-    p_variance: Tensor               # (shells of the Patterson function,)
-    alpha_variance: Tensor           # (shells of the order,)
-    b_variance: float
-    noise: tuple[float, float, float]       # variance = noise[0] + noise[1] · model + noise[2] · model²
-
-
-@dataclass(frozen=True, eq=False)
-class Fields:
-    """The model on all pixels."""
-
-    factor: Tensor                   # D
-    order: Tensor                    # S
-    slope: Tensor                    # dS / d(series)
-    background: Tensor               # B
-    model: Tensor                    # D S + B
 
 
 class Problem:
     """One volume or plane to be factorised: data, weights and basis, and the normal equations about a state."""
 
     def __init__(self, intensity: Tensor, valid: Tensor, basis: Basis, settings: Settings, sigma: Tensor | None = None,
-                 modes: tuple[Tensor, ...] = ()) -> None:
+                 modes: tuple[Tensor, ...] = (), peaks: Peaks | None = None, like: Problem | None = None) -> None:
         self.intensity, self.valid, self.basis, self.settings = intensity, valid.double(), basis, settings
-        self.sigma, self.modes = sigma, modes
+        self.sigma, self.modes, self.peaks = sigma, modes, peaks
         self.n_pixels = float(self.valid.sum())
         values = intensity[valid].abs().sort().values
         self.scale = float(values[: max(len(values) - len(values) // 200, 1)].mean())
+        self.step = quantum(intensity[valid])
         self.hidden: Tensor | None = None
         self._lookups: list[tuple[tuple[int, ...], Gram]] = []
-        if len(basis.order):
-            # fine enough for the sharpest cosine there is
-            n = [4 * int(v) + 4 for v in basis.order.abs().amax(0)]
-            self.cell_shape = tuple(n)
-            cell = torch.meshgrid(*(torch.arange(k, dtype=torch.float64, device=intensity.device) / k for k in n), indexing="ij")
-            phase = 2.0 * math.pi * torch.einsum("i...,ni->...n", torch.stack(cell), basis.order.double()).flatten(0, -2)
-            self.cell_waves = torch.where(basis.order_sine, phase.sin(), phase.cos())
+        self.cell: OrderCell = cell_of_order(basis.order, basis.order_sine, None if like is None else (like.basis, like.cell))
         self.reach_d = tuple(int(v) for v in basis.patterson.abs().amax(0))
         self.reach_s = tuple(int(v) for v in basis.order.abs().amax(0)) if len(basis.order) else (0,) * intensity.ndim
 
@@ -135,14 +64,14 @@ class Problem:
         return other
 
     def guard(self, hidden: Tensor | None) -> None:
-        """Keep the series tame on the parts of the cell that no pixel sees, bool over the points of ``cell_waves``.
+        """Keep the series tame on the parts of the cell that no pixel sees, bool over the points of ``cell``.
 
         Nothing measured forbids a spike there, and the mean of S over the cell would carry its error everywhere.
         """
         if hidden is None or not bool(hidden.any()) or not len(self.basis.order):
             return
         # from the level of the part that is seen, not from 1: a spike takes the level of all the rest down
-        waves = 2.0 * (self.cell_waves[hidden] - self.cell_waves[~hidden].mean(0))
+        waves = 2.0 * (self.cell.waves[hidden] - self.cell.waves[~hidden].mean(0))
         # as many independent values as that part of the cell has parameters
         self.hidden = waves.T @ waves * (len(self.basis.order) / len(hidden))
         self.seen = ~hidden
@@ -151,7 +80,7 @@ class Problem:
         """Prior precision of the series' coefficients that :meth:`guard` adds at a state."""
         if self.hidden is None:
             return None
-        spread = float((2.0 * self.cell_waves[self.seen] @ state.alpha).var())
+        spread = float((2.0 * self.cell.waves[self.seen] @ state.alpha).var())
         return self.hidden / max(GUARD * spread, 0.25)
 
     # ------------------------------------------------------------------ forward
@@ -166,13 +95,17 @@ class Problem:
         mean = self.cell_mean(state.alpha)
         order, slope = order / mean, slope / mean
         background = torch.einsum("k,k...->...", state.b, basis.radial) if len(state.b) else torch.zeros_like(factor)
-        return Fields(factor, order, slope, background, factor * order + background)
+        if self.peaks is None:
+            return Fields(factor, order, slope, background, factor * order + background)
+        profile = self.peaks.profile(grid, state.width)
+        bragg = self.peaks.image(state.height[:, None] * profile, grid.shape)
+        return Fields(factor, order, slope, background, factor * order + background + bragg, bragg)
 
     def cell_mean(self, alpha: Tensor) -> float:
         """Mean of the unnormalised order over a cell; infinite where the series leaves the domain of the link."""
         if self.settings.link == "linear":
             return 1.0
-        series = 1.0 + 2.0 * self.cell_waves @ alpha
+        series = 1.0 + 2.0 * self.cell.waves @ alpha
         if self.settings.link == "reciprocal" and float(series.min()) < 1e-3:
             return math.inf
         return float(LINKS[self.settings.link](series)[0].mean())
@@ -187,10 +120,12 @@ class Problem:
     def variance(self, state: State, fields: Fields) -> Tensor:
         """Noise variance of each pixel."""
         model = fields.model.clamp(min=0.0)
+        wrong = 0.0 if fields.peaks is None else (state.misfit * fields.peaks).square()
         if self.sigma is not None:
-            return self.sigma.square() + state.noise[0]
+            return self.sigma.square() + state.noise[0] + wrong
+        diffuse = model if fields.peaks is None else (fields.model - fields.peaks).clamp(min=0.0)
         # a third of a count more: at a count or less the model is too noisy to be its own variance
-        return state.noise[0] + state.noise[1] * (model + state.noise[1] / 3.0) + state.noise[2] * model.square()
+        return state.noise[0] + state.noise[1] * (model + state.noise[1] / 3.0) + state.noise[2] * diffuse.square() + wrong
 
     def weights(self, state: State, fields: Fields) -> Tensor:
         """Statistical weight × Tukey's biweight, zero where not measured."""
@@ -201,43 +136,61 @@ class Problem:
         return weight
 
     def _biweight(self, state: State, fields: Fields, variance: Tensor) -> Tensor:
-        """Tukey's weights of the residuals, forgiving what the model itself may be wrong by."""
+        """Weights of the residuals, 1 up to a knee and then Tukey's, forgiving what the model itself may be wrong by."""
         model = fields.model
         slack = (SLACK * model).square() + (SLACK * self.scale) ** 2 + 2.0 * state.noise[1] ** 2
         z = (self.intensity - model) / (variance + slack).sqrt()
-        # Bragg beams add, hardly anything takes away: what is too bright goes sooner than what is too dark
+        # all the same where the noise is, or the skew of few counts would pull the model down. Bragg beams add, hardly anything
+        # takes away: what is too bright goes sooner than what is too dark
         c = torch.where(z > 0, self.settings.tuning, 2.0 * self.settings.tuning)
-        return (1.0 - (z / c).square()).clamp(min=0.0).square()
+        beyond = (z.abs() - self.settings.knee).clamp(min=0.0) / (c - self.settings.knee)
+        return (1.0 - beyond.square()).clamp(min=0.0).square()
 
     def estimate_noise(self, state: State, fields: Fields) -> tuple[float, float, float]:
         """Coefficients of the noise variance ``c0 + c1 model + c2 model²`` from robust residuals in bins of the model."""
         used = self.valid > 0
+        if fields.peaks is not None:
+            free = used & (fields.peaks.abs() < FREE * (fields.model - fields.peaks).abs())
+            used = free if int(free.sum()) > 0.1 * self.n_pixels else used
         residual, model = (self.intensity - fields.model)[used], fields.model[used].clamp(min=0.0)
         keep = torch.ones_like(residual)
         if self.settings.robust:
             keep = self._biweight(state, fields, self.variance(state, fields))[used]
-        floor = (NOISE_FLOOR * self.scale) ** 2
+        floor = max((NOISE_FLOOR * self.scale) ** 2, self.step**2 / 3.0)
         if self.sigma is not None:
             excess = float((keep * (residual.square() / self.sigma[used].square())).sum() / keep.sum())
             return max((excess - 1.0) * float(self.sigma[used].square().median()), 0.0), 0.0, 0.0
         if not self.settings.poisson:
             return max(float((keep * residual.square()).sum() / keep.sum()), floor), 0.0, 0.0
         # equivalent pixels have equal models up to rounding, which must not choose their bins
-        rank = torch.argsort((model / self.scale * 1e9).round(), stable=True)
-        bins = torch.tensor_split(rank, NOISE_BINS)
-        level = torch.stack([model[b].mean() for b in bins])
-        spread = torch.stack([(keep[b] * residual[b].square()).sum() / keep[b].sum().clamp(min=1e-9) for b in bins])
+        rounded = (model / self.scale * 1e9).round()
+        coarse = rounded[:: max(len(rounded) // NOISE_SAMPLE, 1)].sort().values
+        edges = coarse[torch.arange(1, NOISE_BINS, device=coarse.device) * len(coarse) // NOISE_BINS]
+        place = torch.bucketize(rounded, edges)
+        number, amount, level, spread = (model.new_zeros(NOISE_BINS).index_add_(0, place, v) for v in
+                                         (torch.ones_like(keep), keep, model, keep * residual.square()))
+        some = number > 0
+        level, spread = (level / number.clamp(min=1.0))[some], (spread / amount.clamp(min=1e-9))[some]
         found = non_negative(torch.stack([torch.ones_like(level), level, level.square()], 1), spread.clamp(min=floor))
         return max(found[0], floor), found[1], found[2]
 
     # ------------------------------------------------------------------ normal equations
 
-    def normal(self, state: State, fields: Fields, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def equations(self, state: State, fields: Fields, weight: Tensor) -> tuple[Tensor, Tensor, Coupling | None]:
+        """:meth:`normal` with the heights of Bragg peaks eliminated, and what that takes."""
+        columns = self.columns(state, fields)
+        matrix, right = self.normal(state, fields, weight, columns)
+        if self.peaks is None:
+            return matrix, right, None
+        found = coupling(self, state, fields, weight, columns)
+        return *found.reduce(matrix, right), found
+
+    def normal(self, state: State, fields: Fields, weight: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Gauss-Newton matrix and right-hand side (without priors) in the order p, α, b, lattice."""
+        columns = self.columns(state, fields) if columns is None else columns
         basis, grid = self.basis, state.grid
         residual = weight * (self.intensity - fields.model)
         gs = basis.envelope * fields.order
-        columns = self.columns(state, fields)
         fd, fs = (basis.patterson, basis.patterson_sine), (basis.order, basis.order_sine)
         (reach2, dd), (order2, ss), (cross, ds) = self._grams()
         dd = dd(grid.moments(weight * gs.square(), reach2, wanted=dd.wanted))
@@ -312,19 +265,6 @@ class Problem:
         return torch.cat(parts), torch.cat(values)
 
 
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """Outcome of :func:`refine`."""
-
-    state: State
-    fields: Fields
-    weight: Tensor
-    covariance: Tensor | None        # of p, α, b, lattice modes
-    misfit: float                    # mean weighted squared residual over the pixels with weight
-    evidence: float
-    iterations: int
-
-
 def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_noise: bool = True,
            covariance: bool = True) -> Factors:
     """Gauss-Newton with evidence updates of the prior and noise variances until nothing moves; the covariance on request."""
@@ -335,7 +275,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     before = float((fields.model - problem.intensity).square().mul(weight > 0).mean())
     while iteration < settings.iterations:
         iteration += 1
-        matrix, right = problem.normal(state, fields, weight)
+        matrix, right, bragg = problem.equations(state, fields, weight)
         precision, values = problem.prior(state)
         extra = problem.guard_precision(state)
         here = _objective(problem, state, fields, weight, extra)
@@ -343,24 +283,19 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
         total = matrix + torch.diag(precision + damping * (precision + matrix.diagonal()))
         damped = damping > 0.0
         step, factor = solve(total, right - precision * values)
-        length, accepted = 1.0, False
-        for _ in range(6):
-            trial = _moved(problem, state, step * length)
-            if math.isfinite(problem.cell_mean(trial.alpha)):
-                trial_fields = problem.fields(trial)
-                if _objective(problem, trial, trial_fields, weight, extra) <= here:
-                    accepted = True
-                    break
-            length *= 0.35
-        if not accepted:
+        found = _searched(problem, state, step, bragg, (weight, extra), here)
+        if found is None:
             damping = max(10.0 * damping, 1e-3)
             if damping > 1.0:
                 break
             continue
         damping = 0.0 if damping < 1e-4 else damping / 10.0
-        state, fields = trial, trial_fields
+        state, fields = found
         if adapt_prior:
             state = updated_prior(problem, state, factor)
+        if bragg is not None:
+            state = updated_peaks(problem, state, fields, weight, bragg)
+            fields = problem.fields(state)
         if adapt_noise:
             state = replace(state, noise=problem.estimate_noise(state, fields))
         weight = problem.weights(state, fields)
@@ -374,13 +309,32 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     # once nothing moves any more, the last matrix is good enough to compare, though not to state uncertainties
     if covariance or calm < 2 or damped:
         extra = problem.guard_precision(state)
-        matrix, _ = _guarded(*problem.normal(state, fields, weight), state, extra)
+        matrix, right, bragg = problem.equations(state, fields, weight)
+        matrix, _ = _guarded(matrix, right, state, extra)
         precision, _ = problem.prior(state)
         factor = solve(matrix + torch.diag(precision), precision)[1]
     inverse = torch.cholesky_inverse(factor) if covariance else None
     misfit = float((weight * (problem.intensity - fields.model).square()).sum() / (weight > 0).sum())
     evidence = log_evidence(problem, state, fields, (factor, precision, extra))
+    if bragg is not None:
+        evidence += bragg.log_evidence(state.height)
     return Factors(state, fields, weight, inverse, misfit, evidence, iteration)
+
+
+def _searched(problem: Problem, state: State, step: Tensor, bragg: Coupling | None, terms: tuple[Tensor, Tensor | None],
+              here: float) -> tuple[State, Fields] | None:
+    """The first point along a step, halving and more, that is no worse than where it starts; None where there is none."""
+    length = 1.0
+    for _ in range(6):
+        trial = _moved(problem, state, step * length)
+        if bragg is not None:
+            trial = replace(trial, height=state.height + length * bragg.step(step))
+        if math.isfinite(problem.cell_mean(trial.alpha)):
+            fields = problem.fields(trial)
+            if _objective(problem, trial, fields, *terms) <= here:
+                return trial, fields
+        length *= 0.35
+    return None
 
 
 def _guarded(matrix: Tensor, right: Tensor, state: State, extra: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -408,4 +362,6 @@ def _objective(problem: Problem, state: State, fields: Fields, weight: Tensor, e
     prior = float((precision * values.square()).sum())
     if extra is not None:
         prior += float(state.alpha @ extra @ state.alpha)
+    if problem.peaks is not None:
+        prior += float((precision_of(problem, state) * state.height.square()).sum())
     return float((weight * (problem.intensity - fields.model).square()).sum()) + prior

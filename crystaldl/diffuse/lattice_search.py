@@ -16,8 +16,8 @@ import torch
 from scipy.ndimage import gaussian_filter, maximum_filter
 
 from ..errors import DataError
-from .factorise import FIRST_SUPPORT, Fit
 from .geometry import PlaneLattice, pixel_lattice, reduce_basis
+from .search import FIRST_SUPPORT, Fit
 from .unknowns import arrays_of, default_reach, largest_support
 
 PEAKS = 24                      # strongest peaks that may be lattice vectors

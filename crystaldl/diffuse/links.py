@@ -21,7 +21,7 @@ def order_parameters(problem: Problem, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """Warren-Cowley α of the basis vectors from the series, and their Jacobian: α_R = ⟨S cos 2πR·u⟩ over a cell."""
     if problem.settings.link == "linear":
         return alpha, torch.eye(len(alpha), dtype=alpha.dtype, device=alpha.device)
-    waves = problem.cell_waves
+    waves = problem.cell.waves
     order, slope = LINKS[problem.settings.link](1.0 + 2.0 * waves @ alpha)
     mean = order.mean()
     value = (waves * order[:, None]).mean(0) / mean

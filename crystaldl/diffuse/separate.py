@@ -7,7 +7,7 @@ Methods:
 ``"dsfunet"``
     The published two-network architecture, re-trained (`dsfunet`).
 ``"auto"``
-    The factorisation with everything it can decide: Bragg residues found and left out, background, refined repeats, support,
+    The factorisation with everything it can decide: Bragg residues found and fitted, background, refined repeats, support,
     and S or 1/S as the short series.
 """
 from __future__ import annotations
@@ -25,9 +25,10 @@ from ..physics.device import resolve_device
 from .blank import blank_pixels
 from .centring import factorise_centred
 from .factorise import Factorisation, FactoriseOptions, factorise, plain_centring, r_factor
-from .gauss_newton import Problem, State
+from .gauss_newton import Problem
 from .geometry import PlaneLattice, centring_vectors, pixel_lattice, plane_lattice
 from .separation import Separation
+from .states import State
 from .uncertainty import hidden_mode, order_covariance, sigma_maps
 from .volume import DiffuseVolume
 
@@ -128,6 +129,8 @@ def _result(volume: DiffuseVolume, found: Factorisation, choices: FactoriseOptio
     factors, problem = found.factors, found.problem
     sigma_d, sigma_s = (t.cpu().numpy() for t in sigma_maps(problem, factors))
     out = {name: getattr(factors.fields, name).cpu().numpy() for name in ("factor", "order", "background")}
+    if factors.fields.peaks is not None:
+        out["background"] = out["background"] + factors.fields.peaks.cpu().numpy()
 
     def part(data, sigma, text) -> DiffuseVolume:
         return volume.replace(data=data, sigma=sigma, mask=None, history=f"separate: {text}")

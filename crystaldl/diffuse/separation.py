@@ -27,6 +27,7 @@ class Separation:
         S, mean 1 over a zone (of the plane: for a plane through a three-dimensionally ordered crystal its order
         parameters are those projected along the normal); ``sigma`` beside ``data``.
     background : DiffuseVolume
+        What is neither: smooth background, and Bragg peaks where they were fitted.
     method, link : str
         How it was done; the form of S that was chosen ("reciprocal": 1/S is the short cosine series).
     model, model_sha256 : str
@@ -44,9 +45,9 @@ class Separation:
     alpha_vectors, alpha, alpha_covariance : (n, 3), (n,), (n, n) ndarray or None
         Order parameters of one of each ±R with their joint covariance; None where S is not even or not from a fit.
     bragg_radius : float
-        Pixels left out around the nodes.
+        Pixels around the nodes in which Bragg scattering was found, or that were left out as told.
     used : bool ndarray
-        Pixels that took part.
+        Pixels that took part, without those in which fitted Bragg peaks matter.
     verdict : str
         Whether the model applies, in a sentence.
     """

@@ -8,6 +8,7 @@ of the points it covers.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from .windows import OVERSAMPLING, kaiser_bessel, kaiser_bessel_transform
 
 WIDTH = 12                      # FFT points an axis that one frequency reads: 1e-11 at twofold oversampling
+SHARE = 4000                    # frequencies that are worth a thread
 DEGREE = 15                     # of the window between two points
 
 
@@ -57,8 +59,13 @@ def read_spectrum(weight: Tensor, index: np.ndarray, cycles: np.ndarray, origin:
     padded[:x, :y], padded[-a:, :y] = weight[a:, b:], weight[:a, b:]
     padded[:x, -b:], padded[-a:, -b:] = weight[a:, :b], weight[:a, :b]
     spectrum = torch.fft.rfft2(padded).numpy()
-    return _read(*_wrapped(spectrum, sizes[1]), np.ascontiguousarray(index), np.asarray(cycles, float), np.asarray(origin, float),
-                 np.array(sizes), _window())
+    wrapped = _wrapped(spectrum, sizes[1])
+    constants = np.asarray(cycles, float), np.asarray(origin, float), np.array(sizes), _window()
+    parts = np.array_split(np.ascontiguousarray(index), min(torch.get_num_threads(), 1 + len(index) // SHARE))
+    if len(parts) == 1:
+        return _read(*wrapped, parts[0], *constants)
+    with ThreadPoolExecutor(len(parts)) as pool:        # the loop holds no lock
+        return np.concatenate([*pool.map(lambda own: _read(*wrapped, own, *constants), parts)])
 
 
 def _wrapped(spectrum: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:

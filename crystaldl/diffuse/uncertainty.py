@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from .fourier import FourierGrid, cell_place
-from .gauss_newton import Factors, Problem, State
+from .gauss_newton import Problem
 from .links import LINKS, order_parameters
+from .states import Factors, State
 
 RIM = 16                        # of the cell: width of what counts as the rim of a hidden part
 
@@ -46,16 +47,16 @@ def hidden_mode(problem: Problem, state: State) -> HiddenMode | None:
     """What is not known of the part of the cell that no pixel sees; None where all of it is seen."""
     if problem.hidden is None:
         return None
-    order = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell_waves @ state.alpha)[0]
+    order = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell.waves @ state.alpha)[0]
     order = order / order.mean()
     hidden = ~problem.seen
     level = order[hidden].mean()
-    others = (problem.seen, _rim(hidden, problem.cell_shape))
+    others = (problem.seen, _rim(hidden, problem.cell.shape))
     spread = max(abs(float(level - order[part].mean())) for part in others) / math.sqrt(3.0)
     grid = state.grid
     parts = tuple(m // s for m, s in zip(grid.divisions, problem.basis.stride, strict=True))
-    inside = hidden[cell_place(grid.coordinates().flatten(1), parts, problem.cell_shape)].reshape(grid.shape).double()
-    return HiddenMode(float(hidden.double().mean()), spread, inside, problem.cell_waves[hidden].sum(0) / len(hidden))
+    inside = hidden[cell_place(grid.coordinates().flatten(1), parts, problem.cell.shape)].reshape(grid.shape).double()
+    return HiddenMode(float(hidden.double().mean()), spread, inside, problem.cell.waves[hidden].sum(0) / len(hidden))
 
 
 def _rim(hidden: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -130,8 +131,8 @@ def mean_drift(problem: Problem, alpha: Tensor) -> Tensor:
     """Relative change of the unnormalised mean of S over a cell with the coefficients of its series."""
     if problem.settings.link == "linear":
         return torch.zeros_like(alpha)
-    order, slope = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell_waves @ alpha)
-    return 2.0 * (problem.cell_waves * slope[:, None]).mean(0) / order.mean()
+    order, slope = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell.waves @ alpha)
+    return 2.0 * (problem.cell.waves * slope[:, None]).mean(0) / order.mean()
 
 
 def order_covariance(problem: Problem, factors: Factors) -> tuple[Tensor, Tensor]:

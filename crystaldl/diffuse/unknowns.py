@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from .fourier import FourierGrid, cell_place
-from .gauss_newton import Basis, State
 from .geometry import PlaneLattice, denominators, vectors_within
+from .states import Basis, State
 
 PADDING = 1.15                  # repeat of D over extent of the data: room for values that do not match at the edges
 EDGE = 1.5                      # zones of that room at least
@@ -300,15 +300,19 @@ def order_functions(arrays: Arrays, reach: float) -> tuple[tuple[Tensor, Tensor,
     return _functions(order, shell, arrays.even[1], arrays.intensity.device), stride
 
 
+def patterson_functions(arrays: Arrays, support: float, options) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors of D within a support, which of them are sines, and their shells."""
+    index = patterson_index(arrays, support, support_frequencies(arrays, options.support_vectors))
+    r = index / np.array(arrays.grid.divisions)
+    length = np.sqrt(np.einsum("ni,ij,nj->n", r, arrays.metric, r))
+    shell = SHELL if arrays.to_frequency is not None else SHELL_CELLS * arrays.cell
+    return _functions(index, np.round(length / shell).astype(int), arrays.even[0], arrays.intensity.device)
+
+
 def build(arrays: Arrays, support: float, reach: float, options, envelope: Tensor, knots: np.ndarray) -> tuple[Basis, State]:
     """Basis functions and the state to start from: D = envelope, S = 1."""
     device = arrays.intensity.device
-    vectors = support_frequencies(arrays, options.support_vectors)
-    patterson = patterson_index(arrays, support, vectors)
-    r = patterson / np.array(arrays.grid.divisions)
-    p_length = np.sqrt(np.einsum("ni,ij,nj->n", r, arrays.metric, r))
-    shell = SHELL if arrays.to_frequency is not None else SHELL_CELLS * arrays.cell
-    p = _functions(patterson, np.round(p_length / shell).astype(int), arrays.even[0], device)
+    p = patterson_functions(arrays, support, options)
     s, stride = order_functions(arrays, reach)
     basis = Basis(*p, *s, stride, envelope, radial_functions(arrays, knots))
     start = torch.zeros(len(p[0]), dtype=torch.float64, device=device)

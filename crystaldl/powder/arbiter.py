@@ -48,6 +48,10 @@ class SearchTable:
         with np.load(Path(path), allow_pickle=False) as data:
             return cls(**{k: data[k] for k in data.files})
 
+    def subset(self, index) -> SearchTable:
+        known = {k: v[index] for k, v in vars(self).items() if v is not None and k != "state"}
+        return SearchTable(**known)
+
     def tensors(self, logits: np.ndarray) -> tuple[torch.Tensor, ...]:
         return tuple(
             torch.as_tensor(np.asarray(a, dtype=np.float32)) for a in (logits, *(getattr(self, k) for k in ARRAYS))
@@ -154,6 +158,18 @@ def cross_validated_logits(table: SearchTable, logits, look_alike, fold, simulat
         unseen = tuple(t[test] for t in inputs)
         full[test], blind[test] = arbiter_logits(arbiter, unseen), arbiter_logits(arbiter, unseen, blind=True)
     return full, blind
+
+
+def simulated_logits(table: SearchTable, logits, look_alike, simulated: SearchTable, folds: int = 5) -> np.ndarray:
+    """Arbiter logits (n, 230) of the simulated patterns, each fifth by an arbiter fitted without it."""
+    weight, inputs = look_alike_weight(look_alike), table.tensors(logits)
+    fold = np.arange(len(simulated.group)) % folds
+    out = np.zeros((len(fold), 230))
+    for k in range(folds):
+        rows = combine(inputs, table.group, weight, simulated.subset(fold != k))
+        unseen = simulated.subset(fold == k)
+        out[fold == k] = arbiter_logits(fit_arbiter(*rows, seed=k), unseen.tensors(unseen.logits))
+    return out
 
 
 def look_alike_weight(look_alike) -> np.ndarray:

@@ -50,6 +50,7 @@ def classify_patterns(
     method: str = "auto",
     *,
     model: str | None = None,
+    recognise: bool = True,
     device: str = "auto",
     batch_size: int = 128,
     progress: bool = True,
@@ -66,6 +67,9 @@ def classify_patterns(
         published NPCNN, re-trained. ``"indexing"``: the lattice search and absent lines alone.
     model : str, optional
         Exact name of a shipped model in place of the method's own (see ``crystaldl models``).
+    recognise : bool
+        Whether ``"auto"`` and ``"network"`` look for crystals known from training; turn it off for crystals that look like
+        a common one but may have another symmetry.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``.
     batch_size : int
@@ -88,10 +92,7 @@ def classify_patterns(
     entry = _choose_model(method, model)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected a positive integer.")
-    try:
-        progress = bool(progress)
-    except (RuntimeError, ValueError, TypeError):  # tensors and arrays of several values
-        raise TypeError(f"progress is a {type(progress).__name__}; expected True or False.") from None
+    progress, recognise = _truth(progress, "progress"), _truth(recognise, "recognise")
     target = resolve_device(device)
     if METHODS[method].blind and _arbiter_of(entry, method) is None:
         raise ValueError(f"method is {method!r}, but the model {entry.name!r} has no arbiter for it; leave model out.")
@@ -103,8 +104,15 @@ def classify_patterns(
     return [
         result
         for chunk in _batches(patterns, batch_size, progress)
-        for result in _run(chunk, entry, network, target, method)
+        for result in _run(chunk, entry, network, target, method, recognise)
     ]
+
+
+def _truth(value, name: str) -> bool:
+    try:
+        return bool(value)
+    except (RuntimeError, ValueError, TypeError):  # tensors and arrays of several values
+        raise TypeError(f"{name} is a {type(value).__name__}; expected True or False.") from None
 
 
 def _check_patterns(patterns) -> list[PowderPattern]:
@@ -298,8 +306,9 @@ def _arbitrate(logits, evidence, arbiter: ModelCard, blind: bool) -> np.ndarray:
     return out.numpy()
 
 
-def _run(patterns, entry: ModelCard, network, device, method) -> list[Classification]:
-    return [result for part in _infer(patterns, entry, network, device) for result in _results(*part, entry, method)]
+def _run(patterns, entry: ModelCard, network, device, method, recognise) -> list[Classification]:
+    parts = _infer(patterns, entry, network, device)
+    return [result for part in parts for result in _results(*part, entry, method, recognise)]
 
 
 def _recognise(inputs, entry: ModelCard, method: str, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -338,7 +347,7 @@ def _line_counts(evidence, inputs, count: int) -> np.ndarray:
     return inputs["peak_mask"].sum(1).cpu().numpy() if "peak_mask" in inputs else np.full(count, -1)
 
 
-def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> list[Classification]:
+def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str, recognise: bool) -> list[Classification]:
     inputs = batch.inputs
     arbiter = _arbiter_of(entry, method) if "peaks" in inputs else None
     logits, judge, evidence = out["logits"], entry, None
@@ -351,7 +360,8 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str) -> lis
     point = judge.operating_point
     if METHODS[method].blind:
         point = point.get("blind", point)
-    p, recognised = _recognise(inputs, entry, method, calibrate(logits, point))
+    p = calibrate(logits, point)
+    p, recognised = _recognise(inputs, entry, method, p) if recognise else (p, np.full(len(p), np.nan))
     decisions = _decisions(evidence, p) if evidence else [((), np.zeros((0, 2)))] * len(p)
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)

@@ -17,21 +17,23 @@ from torch.nn import functional as F
 
 from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
 from . import network as architectures
-from .arbiter import SearchTable, cross_validated_logits, kept_search_table
+from .arbiter import SearchTable, cross_validated_logits, kept_search_table, simulated_logits
 from .crossval import (
     FOLDS,
     Figures,
+    apply_calibration,
     calibrated_out_of_fold,
     figures,
+    fit_calibration,
     format_table,
     nearest_neighbour,
     out_of_fold_logits,
     softmax,
 )
 from .families import cross_validated_mix
-from .family_recipe import out_of_fold_families
+from .family_recipe import family_task, group_probabilities, out_of_fold_families, train_families
 from .measured import MeasuredSet, group_folds
-from .prepare import common_axis, normalise
+from .prepare import common_axis, normalise, prepare
 from .recipe import predict_logits
 from .simulate import DEFAULT_CONDITIONS, LineLibrary, Patterns, simulate
 from .stream import training_lines
@@ -71,16 +73,16 @@ def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None
     full, blind = cross_validated_logits(table, logits["powdernet"], measured.group.numpy(), fold, simulated)
     rows["lattice search alone (indexing)"] = figures(calibrated_out_of_fold(blind, group, fold), group)
     rows["both"] = figures(calibrated_out_of_fold(full, group, fold), group)
-    for name, z in (("network", logits["powdernet"]), ("auto", full)):
-        p = calibrated_out_of_fold(z, group, fold)
-        new, known = np.split(recognised(shared, runs, measured, p, threads), 2)
+    known = known_crystals(shared, runs, measured, threads)
+    for name, own in trust_tables(shared, runs, known, {"network": logits["powdernet"], "auto": full}, fold).items():
+        new, known = np.split(cross_validated_mix(*own.rows)[: 2 * len(group)], 2)
         rows[f"{name}: with known crystals"] = figures(new, group)
         rows[f"{name}, look-alikes known"] = figures(known, group)
     return rows
 
 
-#: minutes of training for each of the networks that know some of the measured crystals
-FAMILY_MINUTES = 3.6
+#: minutes of training for each of the networks that know some of the measured crystals, and for the one that ships
+FAMILY_MINUTES, FINAL_MINUTES = 3.6, 5.0
 
 
 def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int | None = None) -> np.ndarray:
@@ -95,10 +97,45 @@ def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int
     return np.concatenate(list(parts)).astype(float)
 
 
-def recognised(shared: Path, runs: Path, measured: MeasuredSet, p: np.ndarray, threads: int | None = None) -> np.ndarray:
-    """Probabilities ``p`` (n, 230) with known crystals, cross-validated: (2 n, 230) in the order of `known_crystals`."""
-    group, look = (np.tile(a.numpy(), 2) for a in (measured.space_group, measured.group))
-    return cross_validated_mix(known_crystals(shared, runs, measured, threads), np.tile(p, (2, 1)), group, look)
+@dataclass(frozen=True)
+class TrustTable:
+    """What `fit_trust` learns from: ``rows`` are what FamilyNet says (n, 230), probabilities of all other evidence (n, 230),
+    space group (n,) and look-alike group (n,).
+
+    First the measured patterns as in `known_crystals`, then simulated ones of structure types that no model knows.
+    """
+
+    rows: tuple
+
+
+def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold: np.ndarray) -> dict[str, TrustTable]:
+    """A table for each method; ``logits`` are those of the measured patterns, out of fold (n, 230), before calibration."""
+    measured = MeasuredSet.rruff(shared)
+    group, look = measured.space_group.numpy(), measured.group.numpy()
+    table = simulated_table(shared, runs)
+    kept = kept_search_table(runs / "search-measured.npz", measured.y, measured.mask, measured.ratio, group)
+    unseen = {"network": table.logits, "auto": simulated_logits(kept, logits["network"], look, table)}
+    strange = _unknown_types(shared, runs, len(table.group))
+    out = {}
+    for name, z in logits.items():
+        p = calibrated_out_of_fold(z, group, fold)
+        q = apply_calibration(unseen[name], fit_calibration(z, group))
+        rows = (
+            np.concatenate([known, strange]),
+            np.concatenate([p, p, q]),
+            np.concatenate([group, group, table.group]),
+            np.concatenate([look, look, look.max() + 1 + np.arange(len(q))]),
+        )
+        out[name] = TrustTable(rows)
+    return out
+
+
+def _unknown_types(shared: Path, runs: Path, count: int) -> np.ndarray:
+    """What a FamilyNet that knows all measured patterns says of the patterns of `simulated_table`, (count, 230)."""
+    task = family_task(shared, runs)
+    model = train_families(task, runs / "families-unseen", FINAL_MINUTES)
+    p = _arbiter_patterns(shared, runs, count)[1]
+    return group_probabilities(model, prepare(p.y, p.mask, p.doublet_ratio).spectrum).astype(float)
 
 
 # ------------------------------------------------------------------------------------------ simulated
@@ -114,13 +151,18 @@ def _split(lines: LineLibrary, judged: int = 700) -> tuple[np.ndarray, np.ndarra
     return pick, np.setdiff1d(np.arange(len(lines)), pick)
 
 
+def _arbiter_patterns(shared: Path, runs: Path, count: int) -> tuple[LineLibrary, Patterns]:
+    """Patterns of unseen structure types that help to fit the arbiter."""
+    lines = _held_out(shared, runs)
+    lines = lines.subset(_split(lines)[1][:count])
+    return lines, _patterns_for(lines, 41, replace(DEFAULT_CONDITIONS, cu_share=1.0))
+
+
 def simulated_table(shared: Path, runs: Path, count: int = 700) -> SearchTable:
     """Search evidence and pretrained network's logits of simulated patterns of unseen structure types; kept under ``runs``."""
     from ..training.checkpoint import load_checkpoint_weights
 
-    lines = _held_out(shared, runs)
-    lines = lines.subset(_split(lines)[1][:count])
-    p = _patterns_for(lines, 41, replace(DEFAULT_CONDITIONS, cu_share=1.0))
+    lines, p = _arbiter_patterns(shared, runs, count)
     path = runs / "arbiter-simulated.npz"
     table = kept_search_table(path, p.y, p.mask, p.doublet_ratio, lines.space_group.astype(int))
     if table.logits is None:
@@ -137,10 +179,10 @@ def _patterns_for(lines: LineLibrary, seed: int, conditions=DEFAULT_CONDITIONS, 
 
 
 def shipped_probabilities(patterns: Patterns, method: str = "auto") -> np.ndarray:
-    """Probabilities (n, 230) of a shipped method for simulated patterns."""
+    """Probabilities (n, 230) of a shipped method for simulated patterns, known crystals not recognised."""
     from .classify import classify_patterns
 
-    results = classify_patterns(_as_patterns(patterns), method, progress=False)
+    results = classify_patterns(_as_patterns(patterns), method, recognise=False, progress=False)
     return np.stack([r.space_group_probabilities for r in results])
 
 
@@ -206,7 +248,8 @@ def mixtures(shared: Path, runs: Path, count: int = 100, method: str = "auto") -
     out = {}
     for name, share, strength in (("single phase", 0.0, (0.01, 0.2)), ("with 20 %", 1.0, (0.19, 0.2))):
         conditions = replace(DEFAULT_CONDITIONS, cu_share=1.0, second_phase_share=share, second_phase_strength=strength)
-        results = classify_patterns(_as_patterns(_patterns_for(lines, 31, conditions, second)), method, progress=False)
+        patterns = _as_patterns(_patterns_for(lines, 31, conditions, second))
+        results = classify_patterns(patterns, method, recognise=False, progress=False)
         system = [r.crystal_system == CRYSTAL_SYSTEMS[SYSTEM_OF_GROUP[g - 1]] for r, g in zip(results, group, strict=True)]
         first = [r.lattices[0].bravais if r.lattices else "" for r in results]
         lattice = [b == BRAVAIS_LATTICES[bravais_of_group()[g - 1]] for b, g in zip(first, group, strict=True)]

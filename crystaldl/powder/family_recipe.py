@@ -110,9 +110,9 @@ def _rendered(q: np.ndarray, intensity: np.ndarray, source: np.ndarray, g: torch
     return Pool(np.concatenate(out), source)
 
 
-def library_families(shared: Path | None) -> list:
-    """Structures that become families: those of the library whose type is not kept out of training."""
-    return [c for c in library_crystals(shared)[0] if not is_held_out(c)]
+def library_families(shared: Path | None, everything: bool = False) -> list:
+    """Structures that become families: those of the library whose type is not kept out of training, or all of them."""
+    return [c for c in library_crystals(shared)[0] if everything or not is_held_out(c)]
 
 
 def library_pool(crystals: list, seed: int = 0) -> Pool:
@@ -203,15 +203,18 @@ def group_probabilities(model: nn.Module, spectrum, device="cpu") -> np.ndarray:
     return np.concatenate([model(x.float().to(device)).cpu().numpy() for x in rows])
 
 
-def family_task(shared: Path, runs: Path, keep=None, seed: int = 0) -> FamilyTask:
-    """The task on the shared data; pools and lines are kept under ``runs``."""
+def family_task(shared: Path, runs: Path, keep=None, seed: int = 0, everything: bool = False) -> FamilyTask:
+    """The task on the shared data; pools and lines are kept under ``runs``.
+
+    ``everything``: types that are kept out of all other training are families too: what ships, but is judged on none of them.
+    """
     measured = MeasuredSet.rruff(shared)
-    crystals = library_families(shared)
+    crystals = library_families(shared, everything)
     folder = runs / "families"
     folder.mkdir(parents=True, exist_ok=True)
     pools = (
         Pool.kept(folder / "measured.npz", lambda: measured_pool(measured)),
-        Pool.kept(folder / "library.npz", lambda: library_pool(crystals)),
+        Pool.kept(folder / ("library-all.npz" if everything else "library.npz"), lambda: library_pool(crystals)),
         Pool.kept(folder / "unknown.npz", lambda: unknown_pool(training_lines(runs / "lines", shared, UNKNOWN_CHUNKS))),
     )
     return FamilyTask(measured, pools, [c.space_group for c in crystals], keep, seed)

@@ -35,7 +35,8 @@ def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> 
     start = time.monotonic()
     lines = line_table(peaks)
     found = find_lattices(lines, options, *_reporter(progress))
-    if given or _settled(found, lines, options):
+    late = time.monotonic() - start > options.time_limit
+    if given or late or _settled(found, lines, options):
         found = _with_absences(found, lines, options)
     else:
         from .profile_search import with_profile

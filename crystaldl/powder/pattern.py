@@ -253,11 +253,15 @@ class PowderPattern:
 
         return find_peaks(self, min_significance, max_peaks)
 
-    def classify(self, method="auto", device="auto", model=None):
-        """Crystal system, extinction group and space group with probabilities: a `Classification`."""
+    def classify(self, method="auto", device="auto", model=None, recognise=True):
+        """Crystal system, extinction group and space group with probabilities: a `Classification`.
+
+        Arguments as those of `crystaldl.powder.classify.classify_patterns`.
+        """
         from crystaldl.powder.classify import classify_patterns
 
-        return classify_patterns([self], method=method, device=device, model=model, progress=False)[0]
+        options = {"device": device, "model": model, "recognise": recognise}
+        return classify_patterns([self], method=method, progress=False, **options)[0]
 
     def index(self, peaks=None, *, systems=None, progress=True, **settings):
         """Unit cells that explain the lines, best first: a `crystaldl.powder.cells.CellSearch`.
@@ -265,7 +269,7 @@ class PowderPattern:
         Parameters
         ----------
         peaks : PeakList or array of 2θ in degrees, optional
-            The lines; by default those that `peaks` finds.
+            The lines. By default those that `peaks` finds, and the whole profile where they do not decide.
         systems : str or sequence of str, optional
             Crystal systems to search; all seven by default. The search ends early when one of high symmetry fits.
         progress : bool

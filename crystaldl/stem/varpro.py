@@ -114,10 +114,10 @@ def project(shape: Shape, data: Tensor, weight: Tensor, s: Tensor, prior: Tensor
     wm, wi = weight * m, weight * data
     n = len(s)
     matrix = torch.empty(n, f + 3, f + 3, dtype=torch.float64, device=data.device)
-    matrix[:, :f, :f] = ((wm * m) @ mono[:, : COUNT[2 * shape.degree]])[:, shape.squares].double()
-    mixed = (wm @ mono[:, : COUNT[shape.degree + 1]])[:, shape.mixed].double()
+    matrix[:, :f, :f] = _taken((wm * m) @ mono[:, : COUNT[2 * shape.degree]], shape.squares)
+    mixed = _taken(wm @ mono[:, : COUNT[shape.degree + 1]], shape.mixed)
     matrix[:, :f, f:], matrix[:, f:, :f] = mixed, mixed.transpose(1, 2)
-    matrix[:, f:, f:] = (weight @ mono[:, :6])[:, shape.plain].double()
+    matrix[:, f:, f:] = _taken(weight @ mono[:, :6], shape.plain)
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     diagonal += 1e-7 * diagonal.amax(1, keepdim=True) + 1e-12
     diagonal[:, :f] += prior
@@ -141,6 +141,11 @@ def project(shape: Shape, data: Tensor, weight: Tensor, s: Tensor, prior: Tensor
     normal = own[:, [0, 1, 1, 2]].reshape(n, 2, 2) - columns[:, :, :2].transpose(1, 2) @ solved[:, :, :2]
     cost = (wr * residual).sum(1).double() + (prior * c[:, :f] ** 2).sum(1)
     return Projection(cost, c, gradient, normal, (total * solved[:, :, 2]).sum(1), model)
+
+
+def _taken(sums: Tensor, at: Tensor) -> Tensor:
+    """Columns of sums (n, k) in the shape of their indices ``at``."""
+    return sums.index_select(1, at.reshape(-1)).reshape(len(sums), *at.shape)
 
 
 def gauss_newton_step(p: Projection) -> Tensor:
@@ -208,9 +213,10 @@ def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings) -> So
         step[rows] = torch.where(better[:, None], gauss_newton_step(p), 0.5 * step[rows])
         best.update(rows[better], p, better)
         at[rows[better]] = trial[better]
+    last = step * (step.abs().amax(1, keepdim=True) <= settings.tolerance)
     # the scale of the variance from where the counts are: with the floor, dark pixels would make it too small
     used = (weight > 0).float()
     scatter = (used * (data - best.model) ** 2).sum(1) / (used * best.model.clamp_min(FLOOR / 5)).sum(1)
     count = used.sum(1)
     chi2 = (scatter * count / (count - free).clamp_min(1)).double().clamp_min(ROUNDING)
-    return Solution(at, best, chi2, weight)
+    return Solution((at + last).clamp(-REACH, REACH), best, chi2, weight)

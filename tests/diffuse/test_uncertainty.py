@@ -111,12 +111,12 @@ def test_rim_of_a_hidden_part_across_the_edge_of_the_cell():
 def test_what_is_hidden_may_be_at_the_level_of_the_rest_or_of_the_rim():
     """A peak within the holes that is continued at the level of the rest still shows in the rim, and the other way round."""
     problem, state = example("linear")
-    middle = torch.stack(torch.meshgrid(*(torch.arange(k) / k for k in problem.cell_shape), indexing="ij")).flatten(1)
+    middle = torch.stack(torch.meshgrid(*(torch.arange(k) / k for k in problem.cell.shape), indexing="ij")).flatten(1)
     hidden = ((middle + 0.5) % 1.0 - 0.5).square().sum(0).sqrt() < 0.15
     problem.guard(hidden)
-    order = 1.0 + 2.0 * problem.cell_waves @ state.alpha
+    order = 1.0 + 2.0 * problem.cell.waves @ state.alpha
     order = order / order.mean()
-    rim = _rim(hidden, problem.cell_shape)
+    rim = _rim(hidden, problem.cell.shape)
     steps = [abs(float(order[hidden].mean() - order[part].mean())) for part in (~hidden, rim)]
     mode = hidden_mode(problem, state)
     assert mode.share == pytest.approx(float(hidden.double().mean()))

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from crystaldl.diffuse.bragg import bragg_radius
-from crystaldl.diffuse.factorise import FactoriseOptions, Fit
+from crystaldl.diffuse.factorise import FactoriseOptions
 from crystaldl.diffuse.gauss_newton import Factors
 from crystaldl.diffuse.geometry import plane_lattice
 from crystaldl.diffuse.links import LINKS
 from crystaldl.diffuse.numerics import LEAF, inverse_diagonal
+from crystaldl.diffuse.search import Fit
 from crystaldl.diffuse.uncertainty import hidden_mode, order_covariance, sigma_maps
 from crystaldl.diffuse.unknowns import arrays_of, envelope_of
 from crystaldl.diffuse.volume import DiffuseVolume
@@ -95,7 +96,7 @@ def test_tails_of_bragg_peaks_are_left_out(width):
 
 def hidden_example(link):
     problem, state = example(link, polish=False)
-    away = torch.zeros(len(problem.cell_waves), dtype=torch.bool)
+    away = torch.zeros(len(problem.cell.waves), dtype=torch.bool)
     away[: len(away) // 8] = True
     problem.guard(away)
     return problem, state
@@ -106,7 +107,7 @@ def test_hidden_parts_make_the_scale_uncertain(link):
     """D, S and α move together as S changes by a constant in the hidden part of the cell, and its mean stays 1."""
     problem, state = hidden_example(link)
     mode = hidden_mode(problem, state)
-    cell = LINKS[link](1.0 + 2.0 * problem.cell_waves @ state.alpha)[0]
+    cell = LINKS[link](1.0 + 2.0 * problem.cell.waves @ state.alpha)[0]
     cell = cell / cell.mean()
     hidden = ~problem.seen
     assert mode.share == pytest.approx(float(hidden.double().mean()))
@@ -119,7 +120,7 @@ def test_hidden_parts_make_the_scale_uncertain(link):
     t = 1e-6
     moved = cell + t * hidden.double()
     change = (moved / moved.mean() - cell) / t
-    waves = problem.cell_waves
+    waves = problem.cell.waves
     alpha, covariance = order_covariance(problem, factors)
     expected = mode.spread * (waves * change[:, None]).mean(0)
     assert covariance.diagonal().sqrt().numpy() == pytest.approx(expected.abs().numpy(), rel=1e-4)

@@ -341,7 +341,7 @@ def _powder() -> dict[str, Call]:
         ),
         "PowderPattern.classify": Call(
             lambda **k: pattern().crop(15, 60).classify(**k),
-            lambda: {"method": "indexing", "device": "cpu", "model": None},
+            lambda: {"method": "indexing", "device": "cpu", "model": None, "recognise": True},
         ),
         "PowderPattern.show": Call(
             _shown(lambda **k: pattern().show(**k)), lambda: {"ax": None, "axis": "q", "scale": "log", "peaks": None}
@@ -354,6 +354,7 @@ def _powder() -> dict[str, Call]:
                 "method": "indexing",
                 "device": "cpu",
                 "batch_size": 4,
+                "recognise": True,
                 "progress": False,
             },
         ),

@@ -187,5 +187,7 @@ def test_only_methods_with_a_network_recognise():
         result = pattern.classify(method=method)
         assert 0 <= result.recognised <= 1
         assert result.space_group_probabilities.sum() == pytest.approx(1)
+        without = pattern.classify(method=method, recognise=False)
+        assert np.isnan(without.recognised) and "known from training" not in without.explain()
         told = "known from training" in result.explain()
         assert told == (result.recognised >= 0.01)

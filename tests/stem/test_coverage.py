@@ -1,5 +1,6 @@
 """Uncertainties of disk positions say what they mean: on multislice patterns of known truth, thick and thin, few and many
-electrons. The crystals are others than those with which the model error of `crystaldl.stem.peaks` was fitted."""
+electrons. The crystals are others than those with which the model error of `crystaldl.stem.peaks` was first fitted; its two
+values for fringes were later adjusted with these in view."""
 
 from __future__ import annotations
 

@@ -9,9 +9,22 @@ from drawn_disks import disk_image
 from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal
 
-from crystaldl.stem.filling import HYPOTHESES, Filling, Window, covariance, evidence, project, refine, sums
+from crystaldl.stem.filling import (
+    HYPOTHESES,
+    POINTS,
+    Filling,
+    Window,
+    covariance,
+    evidence,
+    fill,
+    monomials,
+    project,
+    refine,
+)
+from crystaldl.stem.likelihood import cpu_likelihood, torch_likelihood
 from crystaldl.stem.peaks import DiskFitter, FitSettings
 from crystaldl.stem.probe import Probe
+from crystaldl.stem.threads import shared_out
 from crystaldl.stem.varpro import Shape
 
 torch.set_num_threads(1)
@@ -100,13 +113,14 @@ def window(shape):
 
 def test_evidence_is_that_of_a_dense_gaussian(filling, window):
     """Up to a constant, the density of the pixels under prior and noise, background all but free."""
-    s = torch.tensor([[0.3, -0.4]])
-    found = evidence(filling, window, sums(filling, window, s))[0].numpy()
-    m = filling.shape.shifted(s)[0][0].double().numpy()
-    design, three = m[:, None] * filling.terms.double().numpy(), filling.three.double().numpy()
+    shape = filling.shape.shifted(torch.tensor([[0.3, -0.4]]))[0]
+    found = evidence(filling, window, shape)[0].numpy()
+    m = shape[0].double().numpy()
+    three = filling.three.double().numpy()
     dense = []
-    for precision in filling.precision.numpy():
-        prior = np.linalg.inv(precision) * float(window.mean[0]) ** 2
+    for precision, size in zip(filling.precision.numpy(), filling.sizes.tolist(), strict=True):
+        design = m[:, None] * filling.terms[:, :size].double().numpy()
+        prior = np.linalg.inv(precision[:size, :size]) * float(window.mean[0]) ** 2
         total = design @ prior @ design.T + 1e4 * three @ three.T + np.diag(1 / window.weight[0].double().numpy())
         dense.append(multivariate_normal(cov=total).logpdf(window.data[0].double().numpy()))
     assert len(found) == len(HYPOTHESES)
@@ -115,17 +129,78 @@ def test_evidence_is_that_of_a_dense_gaussian(filling, window):
 
 def test_gradient_and_curvature(filling, window):
     """The slope of the cost, and its uncertainty against a joint fit of position and filling."""
-    which = torch.tensor([2])
+    level, which = filling.levels[1], torch.tensor([1])
+
+    def shifted(s):
+        return filling.shape.shifted(torch.as_tensor(s[None], dtype=torch.float32))
 
     def cost(s):
-        return float(project(filling, window, torch.as_tensor(s[None], dtype=torch.float32), which).cost[0])
+        return float(project(filling, window, shifted(s), level, which).cost[0])
 
     s = np.array([0.2, 0.5])
-    p = project(filling, window, torch.as_tensor(s[None], dtype=torch.float32), which, count=True)
+    p = project(filling, window, shifted(s), level, which)
     slope = approx_fprime(s, cost, 5e-3)
     assert -2 * p.gradient[0].numpy() == pytest.approx(slope, rel=0.05, abs=0.05 * np.abs(slope).max())
     assert np.linalg.eigvalsh(p.normal[0].numpy()).min() > 0
-    assert 6 < float(p.free[0]) < filling.terms.shape[1] + 3
+    free = fill(filling, window, shifted(s)[0], level, which).free()
+    assert 6 < float(free[0]) < level.size + 3
+
+
+def test_polynomials_describe_the_process(filling):
+    """What each level keeps of its process is the whole of it, but for the share that does not matter."""
+    outer = (RADIUS + 2 * EDGE + 1.5) / RADIUS
+    rng = np.random.default_rng(5)
+    r, angle = np.sqrt(rng.random(500)) * outer, rng.uniform(0, 2 * np.pi, 500)
+    points = np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1)
+    count = np.arange(POINTS) + 0.5
+    spiral = np.sqrt(count / POINTS) * outer * np.exp(1j * count * np.pi * (3 - np.sqrt(5)))
+    triangle = np.linalg.qr(monomials(np.stack([spiral.real, spiral.imag], 1) / outer, 9))[1]
+    basis = monomials(points / outer, 9) @ np.linalg.inv(triangle) * np.sqrt(POINTS)
+    lengths = list(dict.fromkeys(length for length, _ in HYPOTHESES))
+    for level, length, lost in zip(filling.levels[:4], lengths, (1e-3, 1e-3, 1e-3, 0.02), strict=False):
+        prior, other = (np.linalg.inv(level.precision[k].numpy()) for k in (-1, 0))
+        if len(level.constant) > 1:  # two depths differ by the process alone
+            first, last = (HYPOTHESES[level.first + k][1] for k in (0, len(level.constant) - 1))
+            kept = basis[:, : level.size] @ (prior - other) @ basis[:, : level.size].T / (last**2 - first**2)
+            assert np.abs(kept - covariance(points, points, length)).mean() < lost
+    sizes = [level.size for level in filling.levels]
+    assert sizes == sorted(sizes) and sizes[0] == 6
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_likelihoods_compiled_and_not(count):
+    g = torch.Generator().manual_seed(count)
+    x = torch.randn(count, 12, 20, dtype=torch.float64, generator=g)
+    y = torch.randn(3, 9, 12, dtype=torch.float64, generator=g)
+    right, scale = torch.randn(count, 12, dtype=torch.float64, generator=g), torch.rand(count, generator=g).double()
+    given = (x @ x.transpose(1, 2), right, y @ y.transpose(1, 2), torch.tensor([9, 4, 6]), scale)
+    assert torch.allclose(cpu_likelihood(*given), torch_likelihood(*given), rtol=1e-10)
+
+
+def test_threads_change_nothing(probe):
+    patterns, pattern, centres = fringed(600, 1.0, 2e3, 6)
+    start, fitter = torch.as_tensor(centres, dtype=torch.float32), DiskFitter(probe)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                found.append(fitter.fit(patterns, pattern, start))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0].positions, found[1].positions) and torch.equal(found[0].sigma, found[1].sigma)
+
+
+def test_what_fails_in_a_thread_is_raised():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ZeroDivisionError):
+            shared_out(lambda i: 1 / i, [1, 0, 2], torch.device("cpu"))
+        assert torch.get_num_threads() == 2 and shared_out(abs, [-1, -2], torch.device("cpu")) == [1, 2]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_covariance_falls_with_the_distance():

@@ -1,0 +1,161 @@
+"""Bragg peaks as unknowns: their place, their share of the normal equations, and what they leave of the order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from crystaldl.diffuse.cell import cell_of_order
+from crystaldl.diffuse.factorise import FactoriseOptions
+from crystaldl.diffuse.geometry import plane_lattice
+from crystaldl.diffuse.molecular import Molecule, difference_form_factor
+from crystaldl.diffuse.numerics import quantum
+from crystaldl.diffuse.peaks import coupling, first_heights, first_width, make_peaks
+from crystaldl.diffuse.search import Bragg, Fit
+from crystaldl.diffuse.separate import separate
+from crystaldl.diffuse.unknowns import arrays_of
+from crystaldl.diffuse.volume import DiffuseVolume
+
+SQUARE, OBLIQUE = (8.0, 8.0, 7.0, 90, 90, 90), (8.0, 9.1, 7.0, 90, 90, 104)
+A = Molecule(["C", "O", "C"], [[0, 0, 0], [1.2, 0.3, 0.2], [-1.1, 0.8, 0.1]], b_iso=2.0)
+B = Molecule(["C", "O", "C"], [[0, 0, 0], [-0.9, 0.8, 0.1], [0.4, 1.3, 0.4]], b_iso=2.0)
+ALPHA = {(1, 0, 0): 0.12, (0, 1, 0): 0.1, (1, 1, 0): 0.05, (1, -1, 0): 0.03, (2, 0, 0): 0.02, (2, 1, 0): -0.015}
+
+
+def plane(cell=SQUARE, n=97, reach=4.0):
+    """A plane with its D and S; order that peaks at the nodes, where Bragg scattering is."""
+    x = np.linspace(-reach, reach, n)
+    volume = DiffuseVolume(np.ones((n, n)), x, x, 0.0, cell)
+    s = 1 + 2 * sum(a * np.cos(2 * np.pi * (volume.hkl() @ np.array(r, float))) for r, a in ALPHA.items())
+    return volume, difference_form_factor(volume, A, B), s
+
+
+def bragg(volume, width, profile=lambda d2: np.exp(-0.5 * d2), spread=1.2, seed=5):
+    """Peaks of log-normal height at all nodes, ``width`` in pixels, of median height 1."""
+    hkl = volume.hkl()[..., :2]
+    pixel = 1 / (hkl[1, 0, 0] - hkl[0, 0, 0])
+    node = np.round(hkl).astype(int)
+    reach = np.abs(node).max()
+    height = np.exp(spread * np.random.default_rng(seed).normal(size=(2 * reach + 1,) * 2))
+    return height[node[..., 0] + reach, node[..., 1] + reach] * profile(((hkl - node) ** 2).sum(-1) * (pixel / width) ** 2)
+
+
+def arrays(volume):
+    return arrays_of(volume, plane_lattice(volume), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("cell", [SQUARE, OBLIQUE])
+def test_peaks_lie_at_the_nodes(cell):
+    volume, _, _ = plane(cell, n=61, reach=2.5)
+    own = arrays(volume)
+    peaks = make_peaks(own, 1.3)
+    image = peaks.image(torch.ones(len(peaks.node), 1) * peaks.profile(own.grid, 1.3), own.grid.shape).numpy()
+    hkl = volume.hkl()[..., :2] * 12.0                        # pixels
+    nodes = 12.0 * np.stack(np.meshgrid(np.arange(-4, 5), np.arange(-4, 5)), -1).reshape(-1, 2)
+    distance = np.square(hkl[..., None, :] - nodes).sum(-1)
+    assert image == pytest.approx(np.exp(-0.5 * distance / 1.3**2).sum(-1), abs=2e-3)
+
+
+def test_elimination_is_that_of_the_whole_normal_matrix():
+    volume, d, s = plane(OBLIQUE, n=61, reach=2.5)
+    volume = volume.replace(data=d * s + d.max() * bragg(volume, 0.9))
+    own = arrays(volume)
+    fit = Fit(own, FactoriseOptions(background=2), 12.0, bragg=Bragg(make_peaks(own, 0.9), 0.9, own.valid))
+    problem, state = fit.problem(own.valid, 6.0, "linear", polish=True)
+    state = replace(state, alpha=0.02 * torch.as_tensor(np.random.default_rng(1).normal(size=len(state.alpha))))
+    fields = problem.fields(state)
+    weight = torch.rand(own.grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    columns = problem.columns(state, fields)
+    found = coupling(problem, state, fields, weight, columns)
+
+    basis, grid = problem.basis, state.grid
+    unit = torch.eye(len(state.p), dtype=torch.float64)
+    to_d = torch.stack([problem._expand(grid, e, basis.patterson, basis.patterson_sine) for e in unit])
+    to_d = to_d * basis.envelope * fields.order
+    unit = torch.eye(len(state.alpha), dtype=torch.float64)
+    stride = torch.tensor(basis.stride)
+    to_s = torch.stack([fields.factor * problem._expand(grid, 2.0 * e, basis.order * stride, basis.order_sine) for e in unit])
+    rows = torch.cat([to_d, to_s, columns]).flatten(1)
+    profile = problem.peaks.profile(grid, state.width)
+    unit = torch.eye(len(profile), dtype=torch.float64)
+    peaks = torch.stack([problem.peaks.image(e[:, None] * profile, grid.shape) for e in unit]).flatten(1)
+    expected = (peaks * weight.flatten()) @ rows.T
+    assert (found.cross - expected).abs().max() < 1e-9 * expected.abs().max()
+    diagonal = (peaks.square() * weight.flatten()).sum(1)
+    assert torch.allclose(found.diagonal - found.precision, diagonal, rtol=1e-9)
+    matrix, right = problem.normal(state, fields, weight, columns)
+    reduced, _ = found.reduce(matrix, right)
+    whole = torch.cat([torch.cat([matrix, expected.T], 1), torch.cat([expected, torch.diag(found.diagonal)], 1)])
+    n = len(matrix)
+    inverse = torch.linalg.inv(whole + 1e-3 * torch.diag(whole.diagonal()) * (torch.arange(len(whole)) < n))
+    ours = torch.linalg.inv(reduced + 1e-3 * torch.diag(matrix.diagonal()))
+    assert torch.allclose(inverse[:n, :n], ours, rtol=1e-5, atol=1e-7 * float(ours.abs().max()))
+
+
+@pytest.mark.parametrize("width", [0.6, 1.1, 1.9])
+def test_first_guess_of_the_peaks(width):
+    volume, d, s = plane()
+    strong = 3.0 * d.max() * bragg(volume, width)
+    own = arrays(volume.replace(data=d * s + strong))
+    found = first_width(own, 3.0 * width)
+    assert found == pytest.approx(width, rel=0.12)
+    peaks = make_peaks(own, found)
+    height = first_heights(peaks, own.intensity, own.valid, own.grid, found).numpy()
+    at_node = strong.ravel()[peaks.place[:, len(peaks.offset) // 2].numpy()]
+    inside = peaks.inside.numpy().all(1) & (at_node > 5.0 * d.max())
+    assert inside.sum() > 10 and height[inside] == pytest.approx(at_node[inside], rel=0.25)
+
+
+@pytest.mark.parametrize(("width", "profile", "least"), [
+    (0.7, lambda d2: np.exp(-0.5 * d2), 0.999), (2.0, lambda d2: np.exp(-0.5 * d2), 0.999),
+    (1.0, lambda d2: 0.9 * np.exp(-0.5 * d2) + 0.1 / (1 + d2) ** 1.5, 0.995)])
+def test_order_at_the_nodes_beneath_bragg_peaks(width, profile, least):
+    """S peaks where the Bragg peaks are, which reach half the way to the next: neither may take from the other."""
+    volume, d, s = plane()
+    peaks = d.max() * bragg(volume, width, profile)
+    scale = 1000.0 / (d * s).max()
+    counts = np.random.default_rng(3).poisson((d * s + peaks) * scale) / scale
+    parts = separate(volume.replace(data=counts), centring="P", progress=False)
+    assert parts.bragg_radius > 0
+    assert np.corrcoef(parts.sro.data.ravel(), s.ravel())[0, 1] > least
+    assert np.sqrt(np.mean((parts.form_factor.data - d) ** 2) / np.mean(d**2)) < 0.03
+    subtracted = parts.background.data - peaks
+    assert np.sqrt(np.mean(subtracted[parts.used] ** 2)) < 0.03 * d.max()
+    assert parts.r_factor < 0.15 and (parts.used & (peaks > d * s)).mean() < 0.02
+
+
+def test_no_peaks_where_there_are_none():
+    volume, d, s = plane()
+    parts = separate(volume.replace(data=d * s), centring="P", progress=False)
+    assert parts.bragg_radius == 0 and parts.used.all()
+
+
+def test_one_count():
+    rng = np.random.default_rng(0)
+    counts = torch.as_tensor(rng.poisson(2.0, 500).astype(float))
+    assert quantum(counts) == 1.0 and quantum(0.25 * counts) == 0.25
+    assert quantum(counts + 0.3 * torch.rand(500, generator=torch.Generator().manual_seed(0)).double()) == 0.0
+    assert quantum(torch.zeros(5).double()) == 0.0
+
+
+def test_most_pixels_without_a_count():
+    """Four of five pixels are empty: noise must not be taken for nothing, and all that is bright for outliers."""
+    volume, d, s = plane()
+    counts = np.random.default_rng(9).poisson(d * s * 0.22 / (d * s).mean()).astype(float)
+    assert (counts == 0).mean() > 0.8
+    parts = separate(volume.replace(data=counts), centring="P", progress=False)
+    assert parts.r_factor < 1.7 and parts.form_factor.data.mean() == pytest.approx(counts.mean() / s.mean(), rel=0.2)
+    assert np.corrcoef(parts.sro.data.ravel(), s.ravel())[0, 1] > 0.7
+
+
+def test_waves_over_a_cell():
+    order = torch.tensor([[0, 1], [2, -1], [1, 3]])
+    sine = torch.tensor([False, True, False])
+    cell = cell_of_order(order, sine)
+    u = np.stack(np.meshgrid(*(np.arange(k) / k for k in cell.shape), indexing="ij"), -1).reshape(-1, 2)
+    phase = 2 * np.pi * u @ order.numpy().T
+    assert cell.waves.numpy() == pytest.approx(np.where(sine.numpy(), np.sin(phase), np.cos(phase)), abs=1e-12)
+    assert cell.shape == (12, 16)
