@@ -40,6 +40,8 @@ _PRIMITIVE = {
     "C": np.array([[1, -1, 0], [1, 1, 0], [0, 0, 2]]) / 2,
     "R": np.array([[2, 1, 1], [-1, 1, 1], [-1, -2, 1]]) / 3,
 }
+#: lattice points of a conventional cell
+LATTICE_POINTS = {"P": 1, "C": 2, "I": 2, "R": 3, "F": 4}
 _SYSTEMS = {"c": "cubic", "t": "tetragonal", "o": "orthorhombic", "m": "monoclinic", "a": "triclinic"}
 
 

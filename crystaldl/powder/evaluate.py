@@ -74,10 +74,10 @@ def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None
     rows["lattice search alone (indexing)"] = figures(calibrated_out_of_fold(blind, group, fold), group)
     rows["both"] = figures(calibrated_out_of_fold(full, group, fold), group)
     known = known_crystals(shared, runs, measured, threads)
-    for name, own in trust_tables(shared, runs, known, {"network": logits["powdernet"], "auto": full}, fold).items():
-        new, known = np.split(cross_validated_mix(*own.rows)[: 2 * len(group)], 2)
+    for name, table in trust_tables(shared, runs, known, {"network": logits["powdernet"], "auto": full}, fold).items():
+        new, again = np.split(cross_validated_mix(*table)[: 2 * len(group)], 2)
         rows[f"{name}: with known crystals"] = figures(new, group)
-        rows[f"{name}, look-alikes known"] = figures(known, group)
+        rows[f"{name}, look-alikes known"] = figures(again, group)
     return rows
 
 
@@ -97,19 +97,12 @@ def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int
     return np.concatenate(list(parts)).astype(float)
 
 
-@dataclass(frozen=True)
-class TrustTable:
-    """What `fit_trust` learns from: ``rows`` are what FamilyNet says (n, 230), probabilities of all other evidence (n, 230),
-    space group (n,) and look-alike group (n,).
+def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold: np.ndarray) -> dict[str, tuple]:
+    """What `cross_validated_mix` takes, for each method: first the measured patterns as in `known_crystals`, then simulated
+    ones of structure types that the network asked did not know.
 
-    First the measured patterns as in `known_crystals`, then simulated ones of structure types that no model knows.
+    ``logits`` are those of the measured patterns, out of fold (n, 230), before calibration.
     """
-
-    rows: tuple
-
-
-def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold: np.ndarray) -> dict[str, TrustTable]:
-    """A table for each method; ``logits`` are those of the measured patterns, out of fold (n, 230), before calibration."""
     measured = MeasuredSet.rruff(shared)
     group, look = measured.space_group.numpy(), measured.group.numpy()
     table = simulated_table(shared, runs)
@@ -120,13 +113,12 @@ def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold
     for name, z in logits.items():
         p = calibrated_out_of_fold(z, group, fold)
         q = apply_calibration(unseen[name], fit_calibration(z, group))
-        rows = (
+        out[name] = (
             np.concatenate([known, strange]),
             np.concatenate([p, p, q]),
             np.concatenate([group, group, table.group]),
             np.concatenate([look, look, look.max() + 1 + np.arange(len(q))]),
         )
-        out[name] = TrustTable(rows)
     return out
 
 

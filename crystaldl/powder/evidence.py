@@ -21,7 +21,7 @@ from ..physics.lattice import cell_volume
 from ..physics.symmetry import BRAVAIS_LATTICES
 from . import search_kernels
 from .absences import absence_evidence
-from .bravais import cell_of, shortest_vector
+from .bravais import LATTICE_POINTS, cell_of, shortest_vector
 from .deep_search import side_by_side
 from .extinction import extinction_evidence
 from .indexing import LATTICES, MARGIN, LatticeScores
@@ -38,8 +38,6 @@ EXTINCTION_GROUPS = 99
 ARRAYS = ("scores", "profile", "facts", "absences")
 #: what speaks for extinction groups: rows of `Evidence.absences`
 ABSENCES = ("intensities", "seen", "positions")
-#: lattice points of a conventional cell
-LATTICE_POINTS = {"P": 1, "C": 2, "I": 2, "R": 3, "F": 4}
 #: how much a lattice can be behind in the scores of positions
 FAR = 30.0
 #: how much one unit of the quick search's, of the profile's and of the sieve's log-likelihood counts beside that of the
@@ -275,7 +273,7 @@ def _numpy(values) -> np.ndarray:
     return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
-def _lines(y: np.ndarray, mask: np.ndarray, ratio: np.ndarray, doublet: np.ndarray) -> list[np.ndarray]:
+def listed_lines(y: np.ndarray, mask: np.ndarray, ratio: np.ndarray, doublet: np.ndarray) -> list[np.ndarray]:
     """Peak lists of normalised patterns, Kα2 taken off first."""
     z = np.empty_like(y)
     for value in np.unique(doublet):
@@ -305,7 +303,7 @@ def gather_evidence(y, mask, ratio, doublet: float | np.ndarray = CU_DOUBLET, wo
     _announce_compilation()
     jobs = [
         (p, _limits(b), Profile(a, b, float(c), float(d)))
-        for p, a, b, c, d in zip(_lines(y, mask, ratio, doublet), y, mask, ratio, doublet, strict=True)
+        for p, a, b, c, d in zip(listed_lines(y, mask, ratio, doublet), y, mask, ratio, doublet, strict=True)
     ]
     workers = workers or os.cpu_count() or 1
     if workers == 1:

@@ -248,4 +248,4 @@ def out_of_fold_families(shared: Path, runs: Path, name: str, fold, minutes: flo
             p[rows] = group_probabilities(model, task.pools[0].spectrum[rows])
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, p)
-    return np.load(path)
+    return np.load(path, allow_pickle=False)

@@ -15,9 +15,18 @@ from ..errors import DataError
 from ..physics.lattice import cell_volume
 from .allowed_lines import allowed_score
 from .autoindex import FLOORS, IndexOptions, Lattice, LineTable, Pool, unexplained
-from .bravais import BRAVAIS, cell_of, derivative_index, lattice_lengths, metric_of, niggli_cell, system_of
-from .line_scales import search_lines
-from .prepare import REFERENCE_WAVELENGTH, normalise, strip_doublet
+from .bravais import (
+    BRAVAIS,
+    LATTICE_POINTS,
+    cell_of,
+    derivative_index,
+    lattice_lengths,
+    metric_of,
+    niggli_cell,
+    system_of,
+)
+from .evidence import listed_lines
+from .prepare import REFERENCE_WAVELENGTH, normalise
 from .sieve import Sieve, make_sieve
 from .trials import BEYOND, LEVEL, PROFILE_WEIGHT, WORTH, trial_lattices
 
@@ -63,12 +72,11 @@ def _ready(pattern) -> tuple[np.ndarray, Sieve] | None:
         y, mask, ratio, delta = on_common_axis([pattern])
     except DataError:
         return None
-    y, doublet = normalise(y, mask), float(delta[0])
-    measured = mask[0].numpy()
-    peaks = search_lines((strip_doublet(y, ratio, doublet) * mask)[0].numpy(), measured)
+    y, mask, ratio, delta = (v.numpy() for v in (normalise(y, mask), mask, ratio, delta))
+    (peaks,) = listed_lines(y, mask, ratio, delta)
     if len(peaks) < 4:
         return None
-    return peaks, make_sieve(y[0].numpy(), measured, peaks, float(ratio[0]), doublet)
+    return peaks, make_sieve(y[0], mask[0], peaks, float(ratio[0]), float(delta[0]))
 
 
 def _pool_of(found: list[Lattice]) -> Pool:
@@ -85,7 +93,7 @@ def _wanted(pool: Pool, options: IndexOptions) -> np.ndarray:
     both = {"hexagonal", "trigonal"}
     systems = set(options.systems) | (both if both & set(options.systems) else set())
     out = np.array([system_of(b) in systems for b in pool.bravais], bool)
-    points = np.array([{"P": 1, "C": 2, "I": 2, "R": 3, "F": 4}[b[1]] for b in pool.bravais])
+    points = np.array([LATTICE_POINTS[b[1]] for b in pool.bravais])
     volume = np.array([cell_volume(c) for c in cell_of(pool.g)]) if len(pool) else np.zeros(0)
     return out & (volume < 1.02 * points * options.max_volume) & (np.abs(pool.zero) < options.zero_limit + 0.02)
 

@@ -128,7 +128,7 @@ def release_families(shared, runs, fold, logits: dict, figures: dict, options) -
     task = family_task(shared, runs, everything=True)
     model = train_families(task, runs / "families-final", FINAL_MINUTES)
     tables = trust_tables(shared, runs, known_crystals(shared, runs, task.measured), logits, fold)
-    point, rows = {name: fit_trust(*table.rows[:3]) for name, table in tables.items()}, []
+    point, rows = {name: fit_trust(*table[:3]) for name, table in tables.items()}, []
     for method in logits:
         new, again = figures[method]
         rows += _figures(new, f"RRUFF 542, group-wise 5-fold, method {method}")

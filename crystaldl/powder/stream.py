@@ -21,7 +21,7 @@ from .simulate import LineLibrary, lines_of
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.12  # share of library prototypes never used in training
+HELD_OUT = 0.12  # share of library prototypes not trained on; the shipped FamilyNet alone knows them too
 
 
 def prototype(crystal: Crystal) -> str:
