@@ -8,7 +8,7 @@ import gzip
 import json
 import zlib
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,10 @@ class Crystal:
         return cell_volume(self.cell)
 
     def symmetry(self, symprec: float = 0.01):
-        """spglib's symmetry of this very cell: number, rotations (m, 3, 3), translations (m, 3), atom permutations (m, n)."""
+        """spglib's symmetry of this very cell: number, rotations (m, 3, 3), translations (m, 3), atom permutations (m, n).
+
+        Atoms of one element with different occupancies are different.
+        """
         if symprec not in self._cache:
             self._cache[symprec] = _symmetry(self, symprec)
         return self._cache[symprec]
@@ -63,12 +66,23 @@ class Crystal:
 
 @dataclass(frozen=True)
 class CellSymmetry:
-    """Symmetry found in a given cell; ``permutations[g, j]`` is the atom onto which operation g moves atom j."""
+    """Symmetry found in a given cell with atoms at ``positions``."""
 
     number: int
     rotations: np.ndarray
     translations: np.ndarray
-    permutations: np.ndarray
+    positions: np.ndarray
+
+    @cached_property
+    def permutations(self) -> np.ndarray:
+        """(operations, atoms) int: entry ``[g, j]`` is the atom onto which operation g moves atom j."""
+        moved = np.einsum("gij,nj->gni", self.rotations, self.positions) + self.translations[:, None]
+        out = np.empty(moved.shape[:2], dtype=int)
+        for g, points in enumerate(moved):
+            delta = points[:, None] - self.positions[None]
+            delta -= np.round(delta)
+            out[g] = np.argmin((delta**2).sum(-1) - 1e-9 * np.eye(len(points)), axis=1)  # of two in one place, the atom itself
+        return out
 
 
 def find_symmetry(cell, positions, numbers, symprec: float = 0.01):
@@ -94,18 +108,32 @@ def _dataset(matrix, positions, numbers, symprec: float):
             raise
 
 
+def kinds_of(numbers, occupancy=None) -> np.ndarray:
+    """(n,) ints, the same for atoms of one element and (to 2 %) one occupancy: what symmetry may map onto each other."""
+    if occupancy is None:
+        return np.asarray(numbers)
+    return 100 * np.asarray(numbers) + np.rint(50 * np.asarray(occupancy)).astype(int)
+
+
+def standardised(cell, positions, numbers, occupancy=None, name: str = "", source: str = "", symprec: float = 0.02):
+    """The crystal in spglib's conventional cell, its space group as found; None where spglib finds none."""
+    kinds = kinds_of(numbers, occupancy)
+    data = find_symmetry(cell, positions, kinds, symprec)
+    if data is None:
+        return None
+    names, first = np.unique(kinds, return_index=True)
+    which = first[np.searchsorted(names, data.std_types)]
+    share = None if occupancy is None or np.all(np.asarray(occupancy) == 1) else np.asarray(occupancy)[which]
+    return Crystal(np.asarray(numbers)[which], data.std_positions, cell_from_metric(data.std_lattice @ data.std_lattice.T),
+                   int(data.number), name, source, share)
+
+
 def _symmetry(crystal: Crystal, symprec: float) -> CellSymmetry:
-    data = find_symmetry(crystal.cell, crystal.positions, crystal.numbers, symprec)
+    data = find_symmetry(crystal.cell, crystal.positions, kinds_of(crystal.numbers, crystal.occupancy), symprec)
     if data is None:
         identity = np.eye(3)[None]
-        return CellSymmetry(1, identity, np.zeros((1, 3)), np.arange(len(crystal.numbers))[None])
-    moved = np.einsum("gij,nj->gni", data.rotations, crystal.positions) + data.translations[:, None]
-    permutations = np.empty(moved.shape[:2], dtype=int)
-    for g, points in enumerate(moved):
-        delta = points[:, None] - crystal.positions[None]
-        delta -= np.round(delta)
-        permutations[g] = np.argmin((delta**2).sum(-1), axis=1)
-    return CellSymmetry(int(data.number), data.rotations.astype(float), data.translations, permutations)
+        return CellSymmetry(1, identity, np.zeros((1, 3)), crystal.positions)
+    return CellSymmetry(int(data.number), data.rotations.astype(float), data.translations, crystal.positions)
 
 
 # ---------------------------------------------------------------------------------------------- libraries

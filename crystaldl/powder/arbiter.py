@@ -6,6 +6,7 @@ logits come from networks adapted without their look-alikes (out of fold), so th
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,24 @@ def kept_search_table(path, y, mask, ratio, group) -> SearchTable:
     return table
 
 
+def sources_of(module: str) -> list[Path]:
+    """Files of this folder that a module of it imports, directly or through others, and its own, in order."""
+    folder, found, todo = Path(__file__).parent, set(), [module]
+    while todo:
+        source = folder / f"{todo.pop()}.py"
+        if not source.is_file() or source in found:
+            continue
+        found.add(source)
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                todo += [node.module] if node.module else [name.name for name in node.names]
+    return sorted(found)
+
+
 def _state_of(*arrays) -> str:
-    """Digest of the sources beside this one and of arrays."""
+    """Digest of the sources that the search's evidence comes from, and of arrays."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sources_of("evidence"):
         digest.update(source.read_bytes())
     for a in arrays:
         digest.update(np.ascontiguousarray(a).tobytes())

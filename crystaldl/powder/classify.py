@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DataError, UnknownModelError
 from ..models.registry import ModelCard, available, card, default
 from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, FAMILIES, SYSTEM_OF_GROUP, bravais_of_group
-from .families import mix
+from .families import by_group, checked, mix, named
 from .pattern import PowderPattern
 from .result import UNEXPLAINED, Classification
 
@@ -311,18 +311,24 @@ def _run(patterns, entry: ModelCard, network, device, method, recognise) -> list
     return [result for part in parts for result in _results(*part, entry, method, recognise)]
 
 
-def _recognise(inputs, entry: ModelCard, method: str, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities with the crystals known from training, and their share (NaN where the method does not look)."""
+def _recognise(inputs, entry: ModelCard, method: str, p: np.ndarray, evidence):
+    """Probabilities with the crystals known from training, their share (NaN where the method does not look), which they are."""
     import torch
 
     name = entry.operating_point.get("families")
     weights = card(name).operating_point.get(method) if name else None
     if weights is None or "spectrum" not in inputs:
-        return p, np.full(len(p), np.nan)
+        return p, np.full(len(p), np.nan), [()] * len(p)
     with torch.inference_mode():
         spectrum = inputs["spectrum"]
-        known = _network(name, str(spectrum.device))(spectrum).double().cpu().numpy()
-    return mix(known, p, weights)
+        network = _network(name, str(spectrum.device))
+        family = network(spectrum).double().cpu().numpy()
+    groups = network.groups.cpu().numpy().astype(int) + 1
+    if evidence:
+        sizes = torch.stack([network.ln_volume, network.ln_shortest], 1).cpu().numpy()
+        family = checked(family, groups, sizes, np.stack([e.profile for e in evidence]))
+    names = network.names
+    return *mix(by_group(family, groups), p, weights), [named(row, names, groups) for row in family]
 
 
 def _search_agrees(lattices, unexplained, system: str, recognised: float) -> bool:
@@ -361,7 +367,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str, recogn
     if METHODS[method].blind:
         point = point.get("blind", point)
     p = calibrate(logits, point)
-    p, recognised = _recognise(inputs, entry, method, p) if recognise else (p, np.full(len(p), np.nan))
+    p, recognised, known = _recognise(inputs, entry, method if recognise else "", p, evidence)
     decisions = _decisions(evidence, p) if evidence else [((), np.zeros((0, 2)))] * len(p)
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)
@@ -391,6 +397,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str, recogn
                 lattices=lattices,
                 unexplained=odd,
                 recognised=float(recognised[i]),
+                known_crystals=known[i],
                 arbiter=arbiter.name if arbiter else "",
                 arbiter_sha256=arbiter.sha256 if arbiter else "",
             )

@@ -30,8 +30,8 @@ from .crossval import (
     out_of_fold_logits,
     softmax,
 )
-from .families import cross_validated_mix
-from .family_recipe import family_task, group_probabilities, out_of_fold_families, train_families
+from .families import by_group, checked, cross_validated_mix
+from .family_recipe import family_probabilities, family_task, out_of_fold_families, two_stages
 from .measured import MeasuredSet, group_folds
 from .prepare import common_axis, normalise, prepare
 from .recipe import predict_logits
@@ -68,7 +68,7 @@ def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None
             lines = training_lines(runs / "lines", shared, 16, seed=0)
         logits[name] = out_of_fold_logits(name, pretrained, measured, lines, runs / "cv", minutes, threads=threads)
         rows[f"{label}, + measured"] = figures(calibrated_out_of_fold(logits[name], group, fold), group)
-    table = kept_search_table(runs / "search-measured.npz", measured.y, measured.mask, measured.ratio, group)
+    table = measured_search(measured, runs)
     simulated = simulated_table(shared, runs)
     full, blind = cross_validated_logits(table, logits["powdernet"], measured.group.numpy(), fold, simulated)
     rows["lattice search alone (indexing)"] = figures(calibrated_out_of_fold(blind, group, fold), group)
@@ -81,23 +81,29 @@ def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None
     return rows
 
 
-#: minutes of training for each of the networks that know some of the measured crystals, and for the one that ships
-FAMILY_MINUTES, FINAL_MINUTES = 3.6, 5.0
+def measured_search(measured: MeasuredSet, runs: Path) -> SearchTable:
+    """Search evidence of the measured patterns; kept under ``runs``."""
+    group = measured.space_group.numpy()
+    return kept_search_table(runs / "search-measured.npz", measured.y, measured.mask, measured.ratio, group)
 
 
-def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int | None = None) -> np.ndarray:
-    """What FamilyNet says of each measured pattern, (2 n, 230): not knowing its look-alikes, then knowing most of them.
+def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int | None = None) -> dict[str, np.ndarray]:
+    """What FamilyNet says of each measured pattern, (2 n, 230) for each method: not knowing its look-alikes, then most of them.
 
-    First the networks are trained without the pattern's look-alikes, then without a random fifth of the patterns.
+    First the networks are trained without the pattern's look-alikes, then without a random fifth of the patterns. Structures
+    of the libraries are known to both.
     """
-    by_group = group_folds(measured.group, measured.space_group, FOLDS)
+    by_look = group_folds(measured.group, measured.space_group, FOLDS)
     by_chance = np.random.default_rng(0).permutation(len(measured)) % FOLDS
-    folds = {"group": by_group, "random": by_chance}
-    parts = (out_of_fold_families(shared, runs, k, f, FAMILY_MINUTES, threads) for k, f in folds.items())
-    return np.concatenate(list(parts)).astype(float)
+    profile = measured_search(measured, runs).profile
+    parts = [
+        out_of_fold_families(shared, runs, name, fold, profile, threads)
+        for name, fold in (("group", by_look), ("random", by_chance))
+    ]
+    return {name: np.concatenate([p[k] for p in parts]) for k, name in enumerate(("network", "auto"))}
 
 
-def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold: np.ndarray) -> dict[str, tuple]:
+def trust_tables(shared: Path, runs: Path, known: dict, logits: dict, fold: np.ndarray) -> dict[str, tuple]:
     """What `cross_validated_mix` takes, for each method: first the measured patterns as in `known_crystals`, then simulated
     ones of structure types that the network asked did not know.
 
@@ -106,15 +112,15 @@ def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold
     measured = MeasuredSet.rruff(shared)
     group, look = measured.space_group.numpy(), measured.group.numpy()
     table = simulated_table(shared, runs)
-    kept = kept_search_table(runs / "search-measured.npz", measured.y, measured.mask, measured.ratio, group)
+    kept = measured_search(measured, runs)
     unseen = {"network": table.logits, "auto": simulated_logits(kept, logits["network"], look, table)}
-    strange = _unknown_types(shared, runs, len(table.group))
+    strange = _unknown_types(shared, runs, table, kept.profile)
     out = {}
     for name, z in logits.items():
         p = calibrated_out_of_fold(z, group, fold)
         q = apply_calibration(unseen[name], fit_calibration(z, group))
         out[name] = (
-            np.concatenate([known, strange]),
+            np.concatenate([known[name], strange[name]]),
             np.concatenate([p, p, q]),
             np.concatenate([group, group, table.group]),
             np.concatenate([look, look, look.max() + 1 + np.arange(len(q))]),
@@ -122,12 +128,14 @@ def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold
     return out
 
 
-def _unknown_types(shared: Path, runs: Path, count: int) -> np.ndarray:
-    """What a FamilyNet that knows all measured patterns says of the patterns of `simulated_table`, (count, 230)."""
-    task = family_task(shared, runs)
-    model = train_families(task, runs / "families-unseen", FINAL_MINUTES)
-    p = _arbiter_patterns(shared, runs, count)[1]
-    return group_probabilities(model, prepare(p.y, p.mask, p.doublet_ratio).spectrum).astype(float)
+def _unknown_types(shared: Path, runs: Path, table: SearchTable, profile: np.ndarray) -> dict[str, np.ndarray]:
+    """What a FamilyNet that knows all measured patterns says of the patterns of `simulated_table`, (n, 230) for each method."""
+    task = family_task(shared, runs, everything=False)
+    model = two_stages(task, runs, runs / "families-unseen")
+    patterns = _arbiter_patterns(shared, runs, len(table.group))[1]
+    p = family_probabilities(model, prepare(patterns.y, patterns.mask, patterns.doublet_ratio).spectrum).astype(float)
+    groups = task.group_of_family
+    return {"network": by_group(p, groups), "auto": by_group(checked(p, groups, task.sizes(profile), table.profile), groups)}
 
 
 # ------------------------------------------------------------------------------------------ simulated
@@ -150,7 +158,7 @@ def _arbiter_patterns(shared: Path, runs: Path, count: int) -> tuple[LineLibrary
     return lines, _patterns_for(lines, 41, replace(DEFAULT_CONDITIONS, cu_share=1.0))
 
 
-def simulated_table(shared: Path, runs: Path, count: int = 700) -> SearchTable:
+def simulated_table(shared: Path, runs: Path, count: int = 400) -> SearchTable:
     """Search evidence and pretrained network's logits of simulated patterns of unseen structure types; kept under ``runs``."""
     from ..training.checkpoint import load_checkpoint_weights
 

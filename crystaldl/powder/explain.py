@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..physics.symmetry import BRAVAIS_LATTICES, FAMILIES, bravais_of_group, extinction_of_group, extinction_symbols
+from ..physics.symmetry import (
+    BRAVAIS_LATTICES,
+    FAMILIES,
+    bravais_of_group,
+    extinction_of_group,
+    extinction_symbols,
+    symbols,
+)
 from .absences import expected_intensity, forbidden_lines, line_likelihoods
 from .axes import inverse_d_to_two_theta
 
@@ -34,9 +41,10 @@ def _answer(result) -> str:
 def _recognition(result) -> str:
     if not result.recognised >= 0.01:
         return ""
+    named = [f"{k.name} ({symbols()[k.space_group - 1]}, {k.probability:.0%})" for k in result.known_crystals if k.name]
     return (
-        f"{result.recognised:.0%} of this answer rests on the likeness to a crystal known from training, "
-        "the rest on network and lines."
+        f"{result.recognised:.0%} of this answer rests on the likeness to a crystal known from training"
+        f"{': ' + ', '.join(named) if named else ''}; the rest on network and lines."
     )
 
 

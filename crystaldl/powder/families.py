@@ -8,6 +8,8 @@ and without look-alikes among the known crystals.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..physics.symmetry import bravais_of_group, extinction_of_group
@@ -15,6 +17,65 @@ from ..physics.symmetry import bravais_of_group, extinction_of_group
 _LEAST = 1e-3
 #: how much a lattice's probability counts among the known crystals; labels of measured patterns are not all right
 POWER = 0.5
+#: probability from which a known crystal is named
+NAMED = 0.05
+
+
+#: what the search's lattice of a known crystal's kind says: spread of ln of the primitive volume and of ln of the shortest
+#: vector among samples of one crystal, and how much likelier the crystal is where both agree, or the search found none such
+SPREAD = (0.02, 0.008)
+AGREES, MISSED = 60.0, 0.4
+
+
+@dataclass(frozen=True)
+class KnownCrystal:
+    """A crystal known from training that a pattern looks like.
+
+    ``name``: a mineral or a formula, empty for minerals known from measured patterns alone; ``space_group``: 1…230;
+    ``probability``: by the look of the pattern alone, 0 to 1.
+    """
+
+    name: str
+    space_group: int
+    probability: float
+
+
+def named(p: np.ndarray, names: list[str], groups: np.ndarray, count: int = 3) -> tuple[KnownCrystal, ...]:
+    """The likeliest known crystals of one pattern: ``p`` (families,) or longer, ``groups`` (families,) 1…230.
+
+    Families of one name and space group are one crystal.
+    """
+    total: dict[tuple[str, int], float] = {}
+    for k in np.argsort(-p[: len(names)])[: 4 * count]:
+        key = names[k], int(groups[k])
+        total[key] = total.get(key, 0.0) + float(p[k])
+    best = sorted(total.items(), key=lambda item: -item[1])[:count]
+    return tuple(KnownCrystal(*key, value) for key, value in best if value >= NAMED)
+
+
+def checked(p: np.ndarray, groups: np.ndarray, sizes: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """Probabilities of known crystals after a look at the lattices that the search found: Bragg's law checks the recognition.
+
+    Parameters
+    ----------
+    p : (n, families + 1) by the look of the patterns, the last that of no known crystal
+    groups : (families,) space groups, 1…230
+    sizes : (families, 2) ln of the primitive volume (Å³) and of the shortest lattice vector (Å); NaN where not known
+    profile : (n, 14, 10) of the search, see `crystaldl.powder.evidence.Evidence`
+    """
+    row = bravais_of_group()[groups - 1]
+    away = (profile[:, row, 7:9] - sizes) / SPREAD
+    agreement = np.exp(-0.5 * (away**2).sum(2)) * (profile[:, row, 3] > 0)
+    factor = np.where(np.isfinite(agreement), MISSED + AGREES * np.nan_to_num(agreement), 1.0)
+    out = np.concatenate([p[:, :-1] * factor, p[:, -1:]], 1)
+    return out / out.sum(1, keepdims=True)
+
+
+def by_group(p: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Probabilities of families (n, families + 1) summed over those of each space group, (n, 230); the rest to 1 is none's."""
+    out = np.zeros((230, len(p)))
+    np.add.at(out, groups - 1, p[:, :-1].T.astype(float))
+    return out.T
 
 
 def _over(table: np.ndarray, p: np.ndarray) -> np.ndarray:

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+import gemmi
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..physics.crystals import strain
+from ..physics.lattice import cell_volume
+from ..physics.symmetry import bravais_of_group, space_group
 from ..storage.atomic import replacing
+from .bravais import niggli_cell
+from .families import by_group, checked
 from .measured import MeasuredSet, augment
 from .network import FamilyNet
-from .prepare import REFERENCE_WAVELENGTH, find_peaks, normalise, spectrum_of, strip_doublet
+from .prepare import REFERENCE_WAVELENGTH, SPECTRUM_POINTS, find_peaks, normalise, spectrum_of, strip_doublet
 from .simulate import LineLibrary, lines_of, simulate
 from .stream import is_held_out, library_crystals, texture, training_lines
 
@@ -29,7 +35,8 @@ log = logging.getLogger(__name__)
 
 VARIANTS, RENDERED, LIBRARY_CELLS, LIBRARY_PATTERNS = 30, 30, 4, 6
 UNKNOWN_CHUNKS, UNKNOWN_OF_CHUNK = 8, 3000
-SHARES = (96, 96, 128)  # of a batch: measured families, library families, no family
+SHARES = (72, 152, 96)  # of a batch: measured families, library families, no family
+LIBRARY_ONLY = (0, 224, 96)  # in the first stage
 CELL_SPREAD = 0.0025  # standard deviation of ln d among patterns of one measured family
 _BATCH = 64
 
@@ -47,9 +54,16 @@ class Pool:
     spectrum: np.ndarray
     source: np.ndarray
 
+    @cached_property
+    def looks(self) -> Tensor:
+        """`FamilyNet.look` of all of them, float16: what its fixed first layers see is made once."""
+        reader = FamilyNet(1)
+        with torch.no_grad():
+            return torch.cat([reader.look(part.float()).half() for part in torch.as_tensor(self.spectrum).split(1024)])
+
     def save(self, path) -> None:
         with replacing(path) as beside, beside.open("wb") as stream:
-            np.savez(stream, **vars(self))
+            np.savez(stream, spectrum=self.spectrum, source=self.source)
 
     @classmethod
     def load(cls, path) -> Pool:
@@ -110,9 +124,26 @@ def _rendered(q: np.ndarray, intensity: np.ndarray, source: np.ndarray, g: torch
     return Pool(np.concatenate(out), source)
 
 
-def library_families(shared: Path | None, everything: bool = False) -> list:
-    """Structures that become families: those of the library whose type is not kept out of training, or all of them."""
-    return [c for c in library_crystals(shared)[0] if everything or not is_held_out(c)]
+def title(crystal) -> str:
+    """A crystal's name as a reader knows it: the library's where that is a name, else its formula."""
+    name = crystal.name.split("/")[-1].removesuffix(".cif")
+    if name and not name.startswith("POSCAR") and "_" not in name:
+        return name
+    numbers, counts = np.unique(crystal.numbers, return_counts=True)
+    counts = counts // np.gcd.reduce(counts)
+    return "".join(gemmi.Element(int(z)).name + (str(n) if n > 1 else "") for z, n in zip(numbers, counts, strict=True))
+
+
+def distinct(crystals: list, tolerance: float = 0.004) -> list:
+    """The crystals without those of an earlier one's space group, atoms a cell and (to ``tolerance``) cell."""
+    kept: dict[tuple, list] = {}
+    out = []
+    for crystal in crystals:
+        others = kept.setdefault((crystal.space_group, len(crystal.numbers)), [])
+        size = np.r_[np.log(crystal.cell[:3]), np.radians(crystal.cell[3:])]
+        if all(np.abs(size - other).max() > tolerance for other in others):
+            others.append(size), out.append(crystal)
+    return out
 
 
 def library_pool(crystals: list, seed: int = 0) -> Pool:
@@ -140,36 +171,55 @@ class FamilyTask:
     """The training loop's view of FamilyNet (see `crystaldl.training.loop.Task`).
 
     ``keep`` (n,) bool says which measured patterns training may see; families and their numbers do not depend on it.
+    ``crystals`` are those of the library's families. Where no measured pattern may be seen, batches hold none.
     """
 
     name = "powder-families"
 
-    def __init__(self, measured: MeasuredSet, pools: tuple[Pool, Pool, Pool], groups, keep=None, seed: int = 0):
-        self.pools, self.seed, self.measured = pools, seed, measured
+    def __init__(self, measured: MeasuredSet, pools: tuple[Pool, Pool, Pool], crystals, keep=None, seed: int = 0):
+        self.pools, self.seed, self.measured, self.crystals = pools, seed, measured, crystals
         group, look = measured.space_group.numpy(), measured.group.numpy()
         pairs, number = np.unique(np.stack([look, group], 1), axis=0, return_inverse=True)
         self.family = number.ravel()
-        self.group_of_family = np.concatenate([pairs[:, 1], np.asarray(groups, dtype=int)])
+        self.group_of_family = np.concatenate([pairs[:, 1], [c.space_group for c in crystals]]).astype(int)
+        self.names = [""] * len(pairs) + [title(c) for c in crystals]
         self.keep = np.ones(len(measured), bool) if keep is None else np.asarray(keep, bool)
         self._first_library = len(pairs)
         self._rows = np.flatnonzero(self.keep[pools[0].source])
+        self.shares = SHARES if len(self._rows) else LIBRARY_ONLY
         # a family of n patterns counts as √n
         counts = np.bincount(self.family[self.keep], minlength=len(pairs))
         weight = 1 / np.sqrt(counts[self.family[pools[0].source[self._rows]]])
         self._weight = np.cumsum(weight / weight.sum())
 
     def model(self) -> nn.Module:
-        return FamilyNet(len(self.group_of_family), self.group_of_family - 1)
+        return FamilyNet(len(self.group_of_family), self.group_of_family - 1, names=self.names)
+
+    def sizes(self, profile: np.ndarray) -> np.ndarray:
+        """ln of primitive volume and of shortest vector, (families, 2), as `crystaldl.powder.families.checked` takes them.
+
+        Of measured families as the search found them for those patterns that training may see: ``profile`` (n, 14, 10).
+        """
+        out = np.full((len(self.group_of_family), 2), np.nan)
+        row = bravais_of_group()[self.group_of_family - 1]
+        for k in range(self._first_library):
+            found = profile[(self.family == k) & self.keep, row[k]]
+            if (found[:, 3] > 0).any():
+                out[k] = np.median(found[found[:, 3] > 0, 7:9], 0)
+        for k, c in enumerate(self.crystals, self._first_library):
+            reduced = niggli_cell(c.cell, space_group(c.space_group).hm[0])
+            out[k] = np.log([cell_volume(reduced), reduced[0]])
+        return out
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.02)
 
     def batch(self, step: int, rank: int, world: int, device) -> dict:
         rng = np.random.default_rng((self.seed, step, rank))
-        measured, library, unknown = self.pools
-        a = self._rows[np.searchsorted(self._weight, rng.random(SHARES[0])).clip(0, len(self._rows) - 1)]
-        b, c = (rng.integers(0, len(p.source), n) for p, n in zip(self.pools[1:], SHARES[1:], strict=True))
-        x = np.concatenate([measured.spectrum[a], library.spectrum[b], unknown.spectrum[c]])
+        measured, library, _ = self.pools
+        a = self._rows[np.searchsorted(self._weight, rng.random(self.shares[0])).clip(0, len(self._rows) - 1)]
+        b, c = (rng.integers(0, len(p.source), n) for p, n in zip(self.pools[1:], self.shares[1:], strict=True))
+        x = torch.cat([pool.looks[torch.as_tensor(rows)] for pool, rows in zip(self.pools, (a, b, c), strict=True)]).float()
         label = np.concatenate(
             [
                 self.family[measured.source[a]],
@@ -177,14 +227,15 @@ class FamilyTask:
                 np.full(len(c), len(self.group_of_family)),
             ]
         )
-        shift = int(rng.integers(-2, 3))
+        points = SPECTRUM_POINTS // 2
+        shifted = torch.cat([torch.roll(x[:, :points], int(rng.integers(-1, 2)), 1), x[:, points:]], 1)
         return {
-            "spectrum": torch.roll(torch.as_tensor(x).float(), shift, 2).to(device),
+            "look": shifted.to(device),
             "labels": torch.as_tensor(label.astype(np.int64)).to(device),
         }
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
-        loss = F.cross_entropy(model.family_logits(batch["spectrum"]), batch["labels"], label_smoothing=0.01)
+        loss = F.cross_entropy(model.logits_of_look(batch["look"]), batch["labels"], label_smoothing=0.01)
         return loss, {"family": loss.detach()}
 
     def evaluate(self, model: nn.Module, device) -> dict[str, float]:
@@ -192,41 +243,56 @@ class FamilyTask:
         rows = np.flatnonzero(~self.keep)
         if not len(rows):
             return {}
-        p = group_probabilities(model, self.pools[0].spectrum[rows], device)
+        p = by_group(family_probabilities(model, self.pools[0].spectrum[rows], device), self.group_of_family)
         return {"measured_group": float((p.argmax(1) + 1 == self.measured.space_group.numpy()[rows]).mean())}
 
 
 @torch.no_grad()
-def group_probabilities(model: nn.Module, spectrum, device="cpu") -> np.ndarray:
-    """Probabilities (n, 230) of known families' space groups; the rest to 1 is that of no known family."""
+def family_probabilities(model: nn.Module, spectrum, device="cpu") -> np.ndarray:
+    """Probabilities (n, families + 1) of known families, the last that of none."""
     rows = torch.as_tensor(spectrum).split(256)
     return np.concatenate([model(x.float().to(device)).cpu().numpy() for x in rows])
 
 
-def family_task(shared: Path, runs: Path, keep=None, seed: int = 0, everything: bool = False) -> FamilyTask:
-    """The task on the shared data; pools and lines are kept under ``runs``.
-
-    ``everything``: types that are kept out of all other training are families too: what ships, but is judged on none of them.
-    """
-    measured = MeasuredSet.rruff(shared)
-    crystals = library_families(shared, everything)
+@lru_cache(maxsize=1)
+def _ingredients(shared: Path, runs: Path) -> tuple:
+    """Measured patterns, pools and library crystals; pools and lines are kept under ``runs``."""
+    measured, crystals = MeasuredSet.rruff(shared), distinct(library_crystals(shared)[0])
     folder = runs / "families"
     folder.mkdir(parents=True, exist_ok=True)
     pools = (
         Pool.kept(folder / "measured.npz", lambda: measured_pool(measured)),
-        Pool.kept(folder / ("library-all.npz" if everything else "library.npz"), lambda: library_pool(crystals)),
+        Pool.kept(folder / "library.npz", lambda: library_pool(crystals)),
         Pool.kept(folder / "unknown.npz", lambda: unknown_pool(training_lines(runs / "lines", shared, UNKNOWN_CHUNKS))),
     )
-    return FamilyTask(measured, pools, [c.space_group for c in crystals], keep, seed)
+    return measured, pools, crystals
 
 
-def train_families(task: FamilyTask, out: Path, minutes: float, threads: int | None = None) -> nn.Module:
-    """FamilyNet of a task after ``minutes``; its checkpoint stays in ``out``."""
+def family_task(shared: Path, runs: Path, keep=None, seed: int = 0, everything: bool = True) -> FamilyTask:
+    """The task on the shared data.
+
+    ``everything=False``: structure types that are kept out of all other training are no families.
+    """
+    measured, pools, crystals = _ingredients(Path(shared), Path(runs))
+    if not everything:
+        number = np.cumsum(known := ~np.array([is_held_out(c) for c in crystals])) - 1
+        rows = known[pools[1].source]
+        library = Pool(pools[1].spectrum[rows], number[pools[1].source[rows]])
+        pools, crystals = (pools[0], library, pools[2]), [c for c, k in zip(crystals, known, strict=True) if k]
+    return FamilyTask(measured, pools, crystals, keep, seed)
+
+
+#: minutes of the first stage, on the library alone, and of the second, with measured families
+FIRST, SECOND = 8.0, 2.0
+
+
+def train_families(task: FamilyTask, out: Path, minutes: float, threads: int | None = None, init: Path | None = None) -> nn.Module:
+    """FamilyNet of a task after ``minutes``; its checkpoint stays in ``out``. ``init``: a checkpoint to begin with."""
     from ..training.loop import TrainOptions, load_checkpoint_weights, train
 
     if not (out / "checkpoint").exists():
         options = TrainOptions(
-            out=out, minutes=minutes, device="cpu", threads=threads, warmup_steps=200, ema_decay=0.998, progress=False,
+            out=out, minutes=minutes, device="cpu", threads=threads, init=init, warmup_steps=100, ema_decay=0.998, progress=False,
             evaluate_every_minutes=1e3, checkpoint_every_minutes=1e3, seed=task.seed,
         )  # fmt: skip
         result = train(task, options)
@@ -236,16 +302,27 @@ def train_families(task: FamilyTask, out: Path, minutes: float, threads: int | N
     return model.eval()
 
 
-def out_of_fold_families(shared: Path, runs: Path, name: str, fold, minutes: float, threads=None) -> np.ndarray:
-    """`group_probabilities` (n, 230) of measured patterns by networks trained without their fold; kept under ``runs``."""
-    path = runs / "cv" / f"families-{name}.npy"
-    if not path.is_file():
-        p = np.zeros((len(fold), 230), np.float32)
-        for k in np.unique(fold):
-            task = family_task(shared, runs, fold != k, seed=100 + int(k))
-            model = train_families(task, runs / "cv" / f"families-{name}-{k}", minutes, threads)
-            rows = np.flatnonzero(fold == k)
-            p[rows] = group_probabilities(model, task.pools[0].spectrum[rows])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, p)
-    return np.load(path, allow_pickle=False)
+def two_stages(task: FamilyTask, runs: Path, out: Path, threads: int | None = None) -> nn.Module:
+    """FamilyNet after both stages; the first is kept under ``runs`` and shared by tasks of the same library."""
+    nothing = FamilyTask(task.measured, task.pools, task.crystals, np.zeros(len(task.keep), bool), task.seed)
+    first = runs / f"families-library-{len(task.crystals)}"
+    train_families(nothing, first, FIRST, threads)
+    return train_families(task, out, SECOND, threads, first / "checkpoint")
+
+
+def out_of_fold_families(shared, runs, name: str, fold, profile, threads=None) -> tuple[np.ndarray, np.ndarray]:
+    """Known crystals of measured patterns, space groups (n, 230), by networks trained without their fold; kept under ``runs``.
+
+    First by the look alone, then checked by the lattices that the search found, ``profile`` (n, 14, 10).
+    """
+    plain, sure = np.zeros((len(fold), 230)), np.zeros((len(fold), 230))
+    for k in np.unique(fold):
+        rows, path = np.flatnonzero(fold == k), runs / "cv" / f"families-{name}-{k}.npy"
+        task = family_task(shared, runs, fold != k, seed=100 + int(k))
+        if not path.is_file():
+            model = two_stages(task, runs, runs / "cv" / f"families-{name}-{k}", threads)
+            np.save(path, family_probabilities(model, task.pools[0].spectrum[rows]))
+        p = np.load(path, allow_pickle=False)
+        plain[rows] = by_group(p, task.group_of_family)
+        sure[rows] = by_group(checked(p, task.group_of_family, task.sizes(profile), profile[rows]), task.group_of_family)
+    return plain, sure

@@ -39,6 +39,12 @@ def _lattice() -> Record:
     return Record(Lattice, {"cell": "Å and degrees", "zero": "degrees"})
 
 
+def _known_crystal() -> Record:
+    from .families import KnownCrystal
+
+    return Record(KnownCrystal, {})
+
+
 def _classification() -> Record:
     from .result import Classification
 
@@ -49,6 +55,7 @@ def _classification() -> Record:
 RECORDS = Records(
     {
         "PowderPattern": _pattern, "PeakList": _peaks, "Lattice": _lattice, "Classification": _classification,
+        "KnownCrystal": _known_crystal,
         "Radiation": lambda: Record(Radiation, {"wavelength": "Å", "alpha2": "Å"}),
     },
     expected="a file of a PowderPattern or Classification from crystaldl",

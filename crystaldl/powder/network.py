@@ -6,6 +6,7 @@ group and space group, so that one softmax gives every level and the levels agre
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -253,19 +254,27 @@ class FamilyNet(nn.Module):
 
     A pattern becomes a direction (two linear layers, for positions are absolute here); families are directions too. One
     more logit, the same for every pattern, stands for all that is in no family, so that a pattern is of none where no
-    family is near. Input as PowderNet's spectrum (B, 2, 2048); output (B, 230), probabilities of the families summed over
-    those of one space group: their sum is the probability that the crystal is known.
+    family is near. Input as PowderNet's spectrum (B, 2, 2048); output (B, families + 1), their probabilities, the last that of
+    no family.
 
     Parameters
     ----------
     families : int
     groups : (families,) ints, space-group number minus 1 of each; given with the weights
+    names : str for each family, kept with the weights; ``name_bytes`` is how long they are where they come with the weights
     """
 
     BLUR, HALF_WIDTH = 3.0, 12      # points of the ln(1/d) axis
 
-    def __init__(self, families: int, groups=None, hidden: int = 768, dim: int = 128, dropout: float = 0.1):
+    def __init__(self, families: int, groups=None, hidden: int = 768, dim: int = 128, dropout: float = 0.1,
+                 names: Sequence[str] = (), name_bytes: int = 0):
         super().__init__()
+        text = bytearray("\n".join(names).encode()) or bytearray(name_bytes)
+        kept = len(text) > 0  # the first weights had neither names nor sizes
+        self.register_buffer("text", torch.tensor(list(text), dtype=torch.uint8), persistent=kept)
+        # ln of primitive volume (Å³) and of shortest lattice vector (Å), NaN where not known: what checks a recognition
+        for name in ("ln_volume", "ln_shortest"):
+            self.register_buffer(name, torch.full((families,), float("nan")), persistent=kept)
         kernel = torch.exp(-0.5 * (torch.arange(-self.HALF_WIDTH, self.HALF_WIDTH + 1) / self.BLUR) ** 2)
         self.register_buffer("kernel", (kernel / kernel.sum())[None, None], persistent=False)
         self.register_buffer("groups", torch.zeros(families) if groups is None else torch.as_tensor(groups).float())
@@ -274,18 +283,29 @@ class FamilyNet(nn.Module):
         self.families = nn.Parameter(0.1 * torch.randn(families, dim))
         self.sharpness, self.unknown = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.tensor(3.0))
 
-    def family_logits(self, spectrum: Tensor) -> Tensor:
-        """Logits (B, families + 1); the last is that of no family."""
+    def look(self, spectrum: Tensor) -> Tensor:
+        """What is read of patterns, (B, 1024 + 128): the blurred pattern on every second point, and the measured range."""
         y = F.avg_pool1d(F.conv1d(spectrum[:, :1], self.kernel, padding=self.HALF_WIDTH), 2)[:, 0]
-        y = 32.0 * F.normalize(y, dim=1, eps=1e-6)
-        measured = F.avg_pool1d(spectrum[:, 1:], 16)[:, 0] - 0.7
-        direction = F.normalize(self.read(torch.cat([y, measured], 1)), dim=1)
+        measured = F.avg_pool1d(spectrum[:, 1:], 16)[:, 0]
+        return torch.cat([32.0 * F.normalize(y, dim=1, eps=1e-6), measured - 0.7], 1)
+
+    def logits_of_look(self, look: Tensor) -> Tensor:
+        """`family_logits` of what `look` gives."""
+        direction = F.normalize(self.read(look), dim=1)
         z = direction @ F.normalize(self.families, dim=1).T * self.sharpness.exp()
         return torch.cat([z, self.unknown.expand(len(z), 1)], 1)
 
+    def family_logits(self, spectrum: Tensor) -> Tensor:
+        """Logits (B, families + 1); the last is that of no family."""
+        return self.logits_of_look(self.look(spectrum))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the families, empty where none is known."""
+        return bytes(self.text.tolist()).decode().split("\n") if len(self.text) else [""] * len(self.families)
+
     def forward(self, spectrum: Tensor) -> Tensor:
-        p = self.family_logits(spectrum).softmax(1)
-        return p.new_zeros(len(p), 230).index_add(1, self.groups.long(), p[:, :-1])
+        return self.family_logits(spectrum).softmax(1)
 
 
 class ArbiterMember(nn.Module):

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..models.registry import PACKAGE_FOLDER, write_model
 from ..physics.symmetry import SYSTEM_OF_GROUP
-from .arbiter import combine, cross_validated_logits, fit_arbiter, kept_search_table, look_alike_weight
+from .arbiter import combine, cross_validated_logits, fit_arbiter, look_alike_weight
 from .crossval import FOLDS, calibrated_out_of_fold, fit_calibration, system_probabilities
 from .families import fit_trust
 from .measured import MeasuredSet, group_folds
@@ -26,8 +26,8 @@ from .network import NPCNN, PowderNet
 from .prepare import npcnn_input
 
 NPCNN_RANK = 96
-NAMES = {"powdernet": "powder-powdernet-v2", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v6",
-         "families": "powder-families-v1"}
+NAMES = {"powdernet": "powder-powdernet-v3", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v7",
+         "families": "powder-families-v2"}
 COMMAND = "crystaldl evaluate powder --shared DIR --runs DIR"
 _INPUT = "intensity on the common axis (2θ for Cu Kα1, 4–100°, step 0.02°), background removed"
 
@@ -81,7 +81,7 @@ def _training_facts(runs: Path, name: str) -> dict:
 def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLDER) -> None:
     """Write the three powder models; ``figures`` maps the names of `NAMES` to their cross-validated figures."""
     from ..training.checkpoint import load_checkpoint_weights
-    from .evaluate import simulated_table
+    from .evaluate import measured_search, simulated_table
 
     measured = MeasuredSet.rruff(shared)
     group, look_alike = measured.space_group.numpy(), measured.group.numpy()
@@ -90,7 +90,7 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
     options = {"folder": folder, "overwrite": True}
 
     logits = _out_of_fold(runs, "powdernet", fold)
-    table = kept_search_table(runs / "search-measured.npz", measured.y, measured.mask, measured.ratio, group)
+    table = measured_search(measured, runs)
     arbiter = fit_arbiter(*combine(table.tensors(logits), group, look_alike_weight(look_alike), simulated), seed=0)
     raw = cross_validated_logits(table, logits, look_alike, fold, simulated)
     points = {key: operating_point(z, group, fold) for key, z in zip(("full", "blind"), raw, strict=True)}
@@ -122,11 +122,13 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
 
 def release_families(shared, runs, fold, logits: dict, figures: dict, options) -> None:
     """Write FamilyNet; ``logits`` of methods are out of fold (n, 230), ``figures`` of each for (new crystals, known ones)."""
-    from .evaluate import FINAL_MINUTES, known_crystals, trust_tables
-    from .family_recipe import family_task, train_families
+    from .evaluate import known_crystals, measured_search, trust_tables
+    from .family_recipe import family_task, two_stages
 
-    task = family_task(shared, runs, everything=True)
-    model = train_families(task, runs / "families-final", FINAL_MINUTES)
+    task = family_task(shared, runs)
+    model = two_stages(task, runs, runs / "families-final")
+    sizes = torch.as_tensor(task.sizes(measured_search(task.measured, runs).profile)).float()
+    model.ln_volume, model.ln_shortest = sizes.unbind(1)
     tables = trust_tables(shared, runs, known_crystals(shared, runs, task.measured), logits, fold)
     point, rows = {name: fit_trust(*table[:3]) for name, table in tables.items()}, []
     for method in logits:
@@ -137,7 +139,8 @@ def release_families(shared, runs, fold, logits: dict, figures: dict, options) -
     count_of["library"] = len(task.group_of_family) - count_of["measured"]
     write_model(model.state_dict(), {
         "name": NAMES["families"], "task": "powder", "title": "FamilyNet: recognises crystals known from training",
-        "architecture": "FamilyNet", "arguments": {"families": len(task.group_of_family)}, "parameters": count(model),
+        "architecture": "FamilyNet", "arguments": {"families": len(task.names), "name_bytes": len(model.text)},
+        "parameters": count(model),
         "input": "√intensity and measured range on a ln(1/d) axis", "operating_point": point,
         "training": {"families": count_of}, "figures": rows,
         "notes": "Group-wise figures are for crystals unlike those it knows, random ones for look-alikes of known ones. How far a "

@@ -1,7 +1,7 @@
 """`Classification`: what `PowderPattern.classify` returns."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -25,6 +25,7 @@ from .pattern import PowderPattern
 if TYPE_CHECKING:
     from .cells import Cell
     from .evidence import Lattice
+    from .families import KnownCrystal
 
 
 #: summed height of lines foreign to the best lattice (strongest line 1) above which an answer is not confident
@@ -53,6 +54,8 @@ class Classification:
     recognised : float
         Share of the answer that rests on recognising a crystal known from training (look-alikes of the same cell), 0 to 1;
         NaN where the method does not look for known crystals.
+    known_crystals : tuple of (name, space_group, probability), crystals known from training that the pattern looks like, the
+        likeliest first; see `crystaldl.powder.families.KnownCrystal`
     unexplained : (k, 2) float, lines that the best of them does not explain: 1/d in Å⁻¹ and height relative to the
         strongest line, strongest first
     """
@@ -68,6 +71,7 @@ class Classification:
     lines: int = -1
     lattices: tuple[Lattice, ...] = ()
     recognised: float = float("nan")
+    known_crystals: tuple[KnownCrystal, ...] = ()
     arbiter: str = ""
     arbiter_sha256: str = ""
     unexplained: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
@@ -163,6 +167,7 @@ class Classification:
             "space_group_probabilities": self.space_group_probabilities.tolist(),
             "second_phase_probability": finite(self.second_phase_probability),
             "primitive_volume": finite(self.primitive_volume), "recognised": finite(self.recognised),
+            "known_crystals": [asdict(k) for k in self.known_crystals],
             "lines": self.lines, "method": self.method,
             "lattices": [{"bravais": c.bravais, "cell": [round(float(v), 5) for v in c.cell], "score": c.score, "zero": c.zero}
                          for c in self.lattices],
@@ -202,7 +207,8 @@ class Classification:
         rows = "".join(f"<tr><td>{number}</td><td>{escape(symbol)}</td><td>{p:.1%}</td></tr>" for number, symbol, p in self.top(5))
         systems = sorted(self.crystal_system_probabilities.items(), key=lambda item: -item[1])[:3]
         verdict = "confident" if self.confident else "<b>not confident</b>"
-        known = f"; {self.recognised:.0%} of it from a recognised crystal" if self.recognised >= 0.01 else ""
+        name = next((k.name for k in self.known_crystals if k.name), "a known crystal")
+        known = f"; {self.recognised:.0%} of it from its likeness to {escape(name)}" if self.recognised >= 0.01 else ""
         return (f"<div><b>{escape(self.pattern.name or 'powder pattern')}</b>: {self.crystal_system}, "
                 f"{escape(self.space_group_symbol)} ({verdict})<br>"
                 f"{', '.join(f'{s} {p:.0%}' for s, p in systems)}; extinction group {escape(self.extinction_group)}{known}"

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from ..physics.amcsd import amcsd_file, read_amcsd
 from ..physics.crystals import Crystal, aflow_prototypes, jitter, read_library, strain, substitute
 from ..physics.random_crystals import random_crystal
 from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
@@ -35,13 +37,21 @@ def is_held_out(crystal: Crystal) -> bool:
     return int(hashlib.sha256(prototype(crystal).encode()).hexdigest()[:8], 16) / 2**32 < HELD_OUT
 
 
+@lru_cache(maxsize=2)
 def library_crystals(shared: Path | None) -> tuple[list[Crystal], str]:
-    """Structures to vary, those with fewer than 400 atoms whose listed symmetry spglib confirms, and where they came from."""
+    """Structures to vary, those with fewer than 400 atoms whose listed symmetry spglib confirms, and where they came from.
+
+    Those of the American Mineralogist database (`crystaldl.physics.amcsd`) join where the package larixite is installed.
+    """
     path = None if shared is None else Path(shared) / "powder" / "structures.json.gz"
     if path is not None and path.is_file():
         crystals, source = read_library(path), "structure library (1,251 structures)"
     else:
         crystals, source = aflow_prototypes(), "AFLOW prototypes shipped with pymatgen"
+    database = amcsd_file()
+    if database is not None:
+        minerals = read_amcsd(database)
+        crystals, source = crystals + minerals, f"{source}; AMCSD as carried by larixite ({len(minerals):,} structures)"
     return [c for c in crystals if len(c.numbers) <= 400 and c.symmetry().number == c.space_group], source
 
 
@@ -70,7 +80,7 @@ class CrystalSource:
 
     crystals: list[Crystal]
     prior: np.ndarray
-    library_strength: float = 6.0  # a group with this many known structure types takes half its crystals from them
+    library_strength: float = 12.0  # a group with this many known structure types takes half its crystals from them
 
     def __post_init__(self):
         types: dict[int, dict[str, list[int]]] = {}

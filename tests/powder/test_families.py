@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import crystaldl as cdl
-from crystaldl.physics.symmetry import bravais_of_group
+from crystaldl.physics.crystals import Crystal
+from crystaldl.physics.symmetry import BRAVAIS_LATTICES, bravais_of_group
 from crystaldl.powder import family_recipe as recipe
-from crystaldl.powder.families import cross_validated_mix, fit_trust, likely, mix
+from crystaldl.powder.families import (
+    KnownCrystal,
+    by_group,
+    checked,
+    cross_validated_mix,
+    fit_trust,
+    likely,
+    mix,
+    named,
+)
 from crystaldl.powder.measured import MeasuredSet
 from crystaldl.powder.network import FamilyNet
 from crystaldl.powder.prepare import SPECTRUM_POINTS, prepare
 from crystaldl.powder.simulate import simulate
 
+LIBRARY = [Crystal([12], [[0, 0, 0]], (4, 5, 6, 90, 90, 90), n, name) for n, name in
+           ((2, "a/Axinite.cif"), (14, "cubic/POSCAR-14"), (62, "Olivine"), (194, "AB_hP4_194"), (225, "Halite"))]  # fmt: skip
 BELIEVING = [0.0, 1.0, 0.5, 0.0, 0.0]
 
 
@@ -48,14 +62,42 @@ def test_probabilities_are_those_of_the_families_of_each_group():
     torch.manual_seed(0)
     net = FamilyNet(5, [1, 1, 7, 9, 7], hidden=16, dim=8).eval()
     x = torch.rand(3, 2, SPECTRUM_POINTS)
-    p, family = net(x), net.family_logits(x).softmax(1)
-    assert p.shape == (3, 230)
-    assert torch.allclose(p[:, 1], family[:, 0] + family[:, 1]) and torch.allclose(p[:, 7], family[:, 2] + family[:, 4])
-    assert torch.allclose(1 - p.sum(1), family[:, 5], atol=1e-6)
+    p = net(x)
+    assert p.shape == (3, 6) and torch.allclose(p.sum(1), torch.ones(3))
+    group = by_group(p.detach().numpy(), np.array([2, 2, 8, 10, 8]))
+    assert group.shape == (3, 230)
+    assert group[:, 1] == pytest.approx(p[:, :2].sum(1).tolist()) and group[:, 7] == pytest.approx(p[:, [2, 4]].sum(1).tolist())
+    assert 1 - group.sum(1) == pytest.approx(p[:, 5].tolist(), abs=1e-6)
     # how strong a pattern is does not matter, where its lines are does
     x[:, 0] *= 0.5
     assert torch.allclose(net(x), p, atol=1e-5)
     assert not torch.allclose(net(x.roll(200, 2)), p, atol=1e-5)
+
+
+def test_names_travel_with_the_weights():
+    net = FamilyNet(3, [0, 1, 2], hidden=8, dim=4, names=["Quartz", "", "α-Fe"])
+    again = FamilyNet(3, hidden=8, dim=4, name_bytes=len(net.text))
+    again.load_state_dict(net.state_dict())
+    assert again.names == ["Quartz", "", "α-Fe"] and FamilyNet(2, hidden=8, dim=4).names == ["", ""]
+
+
+def test_the_likeliest_crystals_are_named():
+    p = np.array([0.3, 0.25, 0.2, 0.04, 0.21])
+    best = named(p, ["Quartz", "Quartz", "Halite", "Rutile"], np.array([152, 152, 225, 136]))
+    assert [(k.name, k.space_group) for k in best] == [("Quartz", 152), ("Halite", 225)]
+    assert [k.probability for k in best] == pytest.approx([0.55, 0.2])
+
+
+def test_a_lattice_found_confirms_the_crystal_of_that_size():
+    groups, p = np.array([14, 14, 62]), np.array([[0.3, 0.3, 0.3, 0.1]])
+    sizes = np.array([[5.0, 1.0], [5.3, 1.0], [np.nan, np.nan]])
+    profile = np.zeros((1, 14, 10))
+    profile[0, BRAVAIS_LATTICES.index("mP"), [3, 7, 8]] = 1.0, 5.005, 1.001
+    found = checked(p, groups, sizes, profile)
+    assert found.sum() == pytest.approx(1) and found[0, 0] > 0.9 and found[0, 1] < found[0, 2]
+    profile[0, :, 3] = 0.0  # the numbers of a lattice that was not fitted mean nothing
+    blind = checked(p, groups, sizes, profile)
+    assert blind[0, 0] == pytest.approx(blind[0, 1]) and blind[0, 0] < blind[0, 2]
 
 
 # ------------------------------------------------------------------------------------------ trust
@@ -146,24 +188,23 @@ def test_lines_of_a_pattern_are_those_it_was_made_of(random_lines, quiet):
 
 
 def test_labels_of_a_batch(measured, pools):
-    groups = [2, 14, 62, 194, 225]
-    task = recipe.FamilyTask(measured, pools, groups, np.arange(40) % 10 != 3)
+    task = recipe.FamilyTask(measured, pools, LIBRARY, np.arange(40) % 10 != 3)
     first, again = task.batch(4, 0, 1, "cpu"), task.batch(4, 0, 1, "cpu")
-    assert torch.equal(first["spectrum"], again["spectrum"]) and torch.equal(first["labels"], again["labels"])
+    assert torch.equal(first["look"], again["look"]) and torch.equal(first["labels"], again["labels"])
     families = len(np.unique(np.stack([measured.group, measured.space_group], 1), axis=0))
     a, b, _ = recipe.SHARES
     label = first["labels"].numpy()
     kept_out = set(task.family[np.arange(40) % 10 == 3])
     assert (label[:a] < families).all() and not kept_out & set(label[:a])
     assert (label[a : a + b] >= families).all() and (label[a + b :] == families + 5).all()
-    assert list(task.group_of_family[families:]) == groups
+    assert list(task.group_of_family[families:]) == [c.space_group for c in LIBRARY]
     assert (task.group_of_family[task.family] == measured.space_group.numpy()).all()
 
 
 def test_it_learns_to_recognise(measured, pools):
     keep = np.arange(40) >= 10  # of every crystal one sample is kept out
     keep[:10] = np.arange(10) >= 8
-    task = recipe.FamilyTask(measured, pools, [2, 14, 62, 194, 225], keep)
+    task = recipe.FamilyTask(measured, pools, LIBRARY, keep)
     torch.manual_seed(0)
     net = FamilyNet(len(task.group_of_family), task.group_of_family - 1, hidden=64, dim=32)
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
@@ -174,6 +215,25 @@ def test_it_learns_to_recognise(measured, pools):
         optimizer.step()
     assert float(terms["family"]) < 1.0
     assert task.evaluate(net.eval(), "cpu")["measured_group"] >= 0.75
+
+
+def test_names_and_sizes_of_families(measured, pools):
+    task = recipe.FamilyTask(measured, pools, LIBRARY)
+    first = len(task.names) - 5
+    assert task.names[first:] == ["Axinite", "Mg", "Olivine", "Mg", "Halite"] and set(task.names[:first]) == {""}
+    profile = np.zeros((40, 14, 10))
+    row = bravais_of_group()[measured.space_group.numpy() - 1]
+    profile[np.arange(40), row, 7], profile[np.arange(40), row, 8] = 4.0 + np.arange(40) % 10 / 10, 1.5
+    profile[np.arange(40), row, 3] = np.arange(40) % 10 != 4
+    sizes = task.sizes(profile)
+    assert sizes[task.family[0]] == pytest.approx([4.0, 1.5]) and np.isnan(sizes[task.family[4]]).all()
+    assert sizes[first] == pytest.approx(np.log([120, 4])) and sizes[-1] == pytest.approx(np.log([30, np.sqrt(41) / 2]), abs=1e-6)
+
+
+def test_one_crystal_of_several_alike():
+    a, b = (Crystal([12], [[0, 0, 0]], (x, 4, 4, 90, 90, 90), 47) for x in (5.0, 5.01))
+    c = Crystal([12], [[0, 0, 0]], (5.1, 4, 4, 90, 90, 90), 47)
+    assert recipe.distinct([a, b, c]) == [a, c]
 
 
 # ------------------------------------------------------------------------------------------ the method
@@ -191,3 +251,14 @@ def test_only_methods_with_a_network_recognise():
         assert np.isnan(without.recognised) and "known from training" not in without.explain()
         told = "known from training" in result.explain()
         assert told == (result.recognised >= 0.01)
+
+
+def test_a_result_names_the_crystals_it_looks_like(tmp_path):
+    result = cdl.load_example("powder/halite").classify(method="network")
+    known = (KnownCrystal("Halite & co.", 225, 0.9), KnownCrystal("", 225, 0.06))
+    result = replace(result, recognised=0.8, known_crystals=known)
+    assert "80% of this answer" in result.explain() and "Halite & co. (Fm-3m, 90%)" in result.explain()
+    assert "likeness to Halite &amp; co." in result._repr_html_()
+    assert result.to_dict()["known_crystals"][1] == {"name": "", "space_group": 225, "probability": 0.06}
+    cdl.save(tmp_path / "result.h5", result)
+    assert cdl.read(tmp_path / "result.h5").known_crystals == known

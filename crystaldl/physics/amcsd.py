@@ -1,0 +1,153 @@
+"""Crystals of the American Mineralogist Crystal Structure Database, from the file that the package larixite carries.
+
+Downs & Hall-Wallace, Am. Mineral. 88, 247 (2003). Nothing of it is part of crystaldl: `pip install --no-deps larixite`
+brings the file (``amcsd_cif1.db``, SQLite; about 9,000 structures, those with few sites), and training reads it from there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import zlib
+from base64 import b64decode
+from importlib.util import find_spec
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from ..errors import FileFormatError
+from .crystals import Crystal, standardised
+from .lattice import cell_matrix
+
+_SCALE = 4e6  # coordinates are stored as integers of this fraction
+_TOO_MANY = 400  # atoms a cell
+_SAME_SITE = 0.35  # Å: atoms this near share a mixed site
+_QUERY = """select cif.id, minerals.name, compound, pub_title, a, b, c, alpha, beta, gamma, atoms_sites, atoms_x, atoms_y, atoms_z,
+atoms_occupancy, hm_notation, symmetry_xyz, formula from cif join minerals on minerals.id = cif.mineral_id
+join spacegroups on spacegroups.id = cif.spacegroup_id order by cif.id"""
+_PRESSURE = re.compile(r"\bP\s*=\s*([\d.]+)\s*(GPa|kbar|kb)", re.IGNORECASE)
+_TEMPERATURE = re.compile(r"\bT\s*=\s*(-?[\d.]+)\s*(deg|C\b|K\b)", re.IGNORECASE)
+_WATER = {"Wat": "O", "Ow": "O", "Oh": "O", "OH": "O", "W": "O"}
+
+
+def amcsd_file() -> Path | None:
+    """The database file of the installed package larixite, or None."""
+    spec = find_spec("larixite")
+    roots = list(spec.submodule_search_locations) if spec and spec.submodule_search_locations else []
+    return next((f for root in roots for f in [Path(root) / "amcsd_cif1.db"] if f.is_file()), None)
+
+
+def read_amcsd(path) -> list[Crystal]:
+    """Structures near ambient conditions, expanded to their conventional cells (spglib's), whose listed space group holds.
+
+    Mixed sites become their main element with the occupancy that scatters alike at small angles. ``name`` is the mineral's,
+    else its formula.
+
+    Raises
+    ------
+    FileNotFoundError
+    FileFormatError
+        Not such a database.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path is {str(path)!r}, which is not a file; expected the database amcsd_cif1.db of larixite.")
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+            rows = connection.execute(_QUERY).fetchall()
+    except sqlite3.Error as error:
+        raise FileFormatError(f"{path.name} cannot be read ({error}); expected the database amcsd_cif1.db of larixite.") from None
+    return [c for c in map(_crystal, rows) if c is not None]
+
+
+def _ambient(title: str) -> bool:
+    """Whether a structure's title names no pressure above 1 GPa and no temperature far from a room's."""
+    for value, unit in _PRESSURE.findall(title):
+        if float(value.rstrip(".") or 0) > (1 if unit.lower() == "gpa" else 10):
+            return False
+    for value, unit in _TEMPERATURE.findall(title):
+        kelvin = float(value.rstrip(".") or 0) + (0 if unit == "K" else 273)
+        if not 250 < kelvin < 350:
+            return False
+    return True
+
+
+def _numbers(text) -> np.ndarray:
+    """Stored fractions; empty where there are none."""
+    if text in (None, 0, "0", "None"):
+        return np.zeros(0)
+    return np.frombuffer(b64decode(text), dtype="<i4") / _SCALE
+
+
+def _element(label: str, formula: set[str]) -> int:
+    """Atomic number of a site label such as ``CaM2``, ``OA1``, ``Wat``; 0 where it names none."""
+    letters = re.sub(r"[^A-Za-z].*", "", label)
+    letters = _WATER.get(letters, letters)
+    for symbol in (letters[:2], letters[:1]):
+        if symbol in formula or (symbol in ("O", "H", "D")):
+            return gemmi.Element("H" if symbol == "D" else symbol).atomic_number
+    return 0
+
+
+def _crystal(row) -> Crystal | None:
+    """One record, or None where it is incomplete, not ambient, too large, or its symmetry is not as listed."""
+    number, name, compound, title, *cell = row[:10]
+    sites, x, y, z, occupancy, _, symmetry, formula = row[10:]
+    if not _ambient(f"{compound} {title}") or sites in (None, "0") or "hypothetical" in f"{compound} {title}".lower():
+        return None
+    try:
+        cell = np.array([float(v) for v in cell])
+        labels, xyz = json.loads(sites), np.stack([_numbers(v) for v in (x, y, z)], 1)
+        ops = [gemmi.Op(s) for s in json.loads(symmetry)]
+        share = _numbers(occupancy)
+        elements = [_element(v, set(re.findall(r"[A-Z][a-z]?", formula))) for v in labels]
+    except (ValueError, TypeError, AttributeError, RuntimeError, zlib.error):
+        return None
+    share = np.where(np.abs(share) > 1.5, 1.0, share) if len(share) else np.ones(len(xyz))
+    if 0 in elements or not len(elements) == len(xyz) == len(share) or np.any(np.abs(xyz) > 1.9):
+        return None
+    group = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(ops))
+    if group is None:
+        return None
+    atoms = _expand(np.array(elements), xyz, share, ops, cell)
+    if atoms is None or len(atoms[0]) > _TOO_MANY:
+        return None
+    name = str(name) if name != "<missing>" else "".join(str(formula).split())
+    found = standardised(cell, *atoms, name=name, source=f"AMCSD {number}")
+    return found if found is not None and found.space_group == group.number else None
+
+
+def _merged(numbers: np.ndarray, share: np.ndarray) -> tuple[int, float]:
+    """The main element of a mixed site and the occupancy with which it scatters as the mixture does."""
+    weight = numbers * share
+    main = int(numbers[np.argmax(weight)])
+    return main, float(weight.sum() / main)
+
+
+def _expand(numbers, xyz, share, ops, cell) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """All atoms (positions, numbers, occupancies) of the cell; sites at one place are one atom."""
+    matrix = cell_matrix(cell)
+    done = np.zeros(len(xyz), bool)
+    positions, kinds, occupancies = [], [], []
+    for i in range(len(xyz)):
+        if done[i]:
+            continue
+        delta = xyz - xyz[i]
+        near = ~done & (np.linalg.norm((delta - np.round(delta)) @ matrix, axis=1) < _SAME_SITE)
+        done |= near
+        number, weight = _merged(numbers[near], share[near])
+        orbit = np.array([op.apply_to_xyz(xyz[i].tolist()) for op in ops]) % 1.0
+        delta = orbit[:, None] - orbit[None]
+        same = np.linalg.norm((delta - np.round(delta)) @ matrix, axis=2) < _SAME_SITE
+        first = np.flatnonzero(same.argmax(1) == np.arange(len(orbit)))
+        # the mean of coinciding copies lies exactly on the special position
+        shift = delta - np.round(delta)
+        mean = orbit - (shift * same[..., None]).sum(1) / same.sum(1)[:, None]
+        positions.append(mean[first])
+        kinds.append(np.full(len(first), number))
+        occupancies.append(np.full(len(first), weight))
+    if not positions or sum(map(len, positions)) > _TOO_MANY:
+        return None
+    return np.concatenate(positions), np.concatenate(kinds), np.concatenate(occupancies)
