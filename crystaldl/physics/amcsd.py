@@ -18,12 +18,10 @@ import gemmi
 import numpy as np
 
 from ..errors import FileFormatError
-from .crystals import Crystal, standardised
-from .lattice import cell_matrix
+from .crystals import Crystal
+from .minerals import Sites, expanded
 
 _SCALE = 4e6  # coordinates are stored as integers of this fraction
-_TOO_MANY = 400  # atoms a cell
-_SAME_SITE = 0.35  # Å: atoms this near share a mixed site
 _QUERY = """select cif.id, minerals.name, compound, pub_title, a, b, c, alpha, beta, gamma, atoms_sites, atoms_x, atoms_y, atoms_z,
 atoms_occupancy, hm_notation, symmetry_xyz, formula from cif join minerals on minerals.id = cif.mineral_id
 join spacegroups on spacegroups.id = cif.spacegroup_id order by cif.id"""
@@ -94,12 +92,12 @@ def _element(label: str, formula: set[str]) -> int:
 def _crystal(row) -> Crystal | None:
     """One record, or None where it is incomplete, not ambient, too large, or its symmetry is not as listed."""
     number, name, compound, title, *cell = row[:10]
-    sites, x, y, z, occupancy, _, symmetry, formula = row[10:]
-    if not _ambient(f"{compound} {title}") or sites in (None, "0") or "hypothetical" in f"{compound} {title}".lower():
+    listed, x, y, z, occupancy, _, symmetry, formula = row[10:]
+    if not _ambient(f"{compound} {title}") or listed in (None, "0") or "hypothetical" in f"{compound} {title}".lower():
         return None
     try:
         cell = np.array([float(v) for v in cell])
-        labels, xyz = json.loads(sites), np.stack([_numbers(v) for v in (x, y, z)], 1)
+        labels, xyz = json.loads(listed), np.stack([_numbers(v) for v in (x, y, z)], 1)
         ops = [gemmi.Op(s) for s in json.loads(symmetry)]
         share = _numbers(occupancy)
         elements = [_element(v, set(re.findall(r"[A-Z][a-z]?", formula))) for v in labels]
@@ -111,43 +109,6 @@ def _crystal(row) -> Crystal | None:
     group = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(ops))
     if group is None:
         return None
-    atoms = _expand(np.array(elements), xyz, share, ops, cell)
-    if atoms is None or len(atoms[0]) > _TOO_MANY:
-        return None
     name = str(name) if name != "<missing>" else "".join(str(formula).split())
-    found = standardised(cell, *atoms, name=name, source=f"AMCSD {number}")
-    return found if found is not None and found.space_group == group.number else None
-
-
-def _merged(numbers: np.ndarray, share: np.ndarray) -> tuple[int, float]:
-    """The main element of a mixed site and the occupancy with which it scatters as the mixture does."""
-    weight = numbers * share
-    main = int(numbers[np.argmax(weight)])
-    return main, float(weight.sum() / main)
-
-
-def _expand(numbers, xyz, share, ops, cell) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """All atoms (positions, numbers, occupancies) of the cell; sites at one place are one atom."""
-    matrix = cell_matrix(cell)
-    done = np.zeros(len(xyz), bool)
-    positions, kinds, occupancies = [], [], []
-    for i in range(len(xyz)):
-        if done[i]:
-            continue
-        delta = xyz - xyz[i]
-        near = ~done & (np.linalg.norm((delta - np.round(delta)) @ matrix, axis=1) < _SAME_SITE)
-        done |= near
-        number, weight = _merged(numbers[near], share[near])
-        orbit = np.array([op.apply_to_xyz(xyz[i].tolist()) for op in ops]) % 1.0
-        delta = orbit[:, None] - orbit[None]
-        same = np.linalg.norm((delta - np.round(delta)) @ matrix, axis=2) < _SAME_SITE
-        first = np.flatnonzero(same.argmax(1) == np.arange(len(orbit)))
-        # the mean of coinciding copies lies exactly on the special position
-        shift = delta - np.round(delta)
-        mean = orbit - (shift * same[..., None]).sum(1) / same.sum(1)[:, None]
-        positions.append(mean[first])
-        kinds.append(np.full(len(first), number))
-        occupancies.append(np.full(len(first), weight))
-    if not positions or sum(map(len, positions)) > _TOO_MANY:
-        return None
-    return np.concatenate(positions), np.concatenate(kinds), np.concatenate(occupancies)
+    sites = Sites(np.array(elements), xyz, share)
+    return expanded(sites, cell, ops, group.number, name=name, source=f"AMCSD {number}")

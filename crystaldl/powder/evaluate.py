@@ -158,7 +158,7 @@ def _arbiter_patterns(shared: Path, runs: Path, count: int) -> tuple[LineLibrary
     return lines, _patterns_for(lines, 41, replace(DEFAULT_CONDITIONS, cu_share=1.0))
 
 
-def simulated_table(shared: Path, runs: Path, count: int = 400) -> SearchTable:
+def simulated_table(shared: Path, runs: Path, count: int = 300) -> SearchTable:
     """Search evidence and pretrained network's logits of simulated patterns of unseen structure types; kept under ``runs``."""
     from ..training.checkpoint import load_checkpoint_weights
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..physics.amcsd import amcsd_file, read_amcsd
 from ..physics.crystals import Crystal, aflow_prototypes, jitter, read_library, strain, substitute
+from ..physics.minerals import minerals
 from ..physics.random_crystals import random_crystal
 from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
 from .frequencies import group_shares
@@ -41,17 +42,19 @@ def is_held_out(crystal: Crystal) -> bool:
 def library_crystals(shared: Path | None) -> tuple[list[Crystal], str]:
     """Structures to vary, those with fewer than 400 atoms whose listed symmetry spglib confirms, and where they came from.
 
-    Those of the American Mineralogist database (`crystaldl.physics.amcsd`) join where the package larixite is installed.
+    A library and the minerals that ship with the package; those of the American Mineralogist database
+    (`crystaldl.physics.amcsd`) join where the package larixite is installed.
     """
     path = None if shared is None else Path(shared) / "powder" / "structures.json.gz"
     if path is not None and path.is_file():
         crystals, source = read_library(path), "structure library (1,251 structures)"
     else:
         crystals, source = aflow_prototypes(), "AFLOW prototypes shipped with pymatgen"
+    crystals = [*crystals, *minerals()]
     database = amcsd_file()
     if database is not None:
-        minerals = read_amcsd(database)
-        crystals, source = crystals + minerals, f"{source}; AMCSD as carried by larixite ({len(minerals):,} structures)"
+        more = read_amcsd(database)
+        crystals, source = crystals + more, f"{source}; AMCSD as carried by larixite ({len(more):,} structures)"
     return [c for c in crystals if len(c.numbers) <= 400 and c.symmetry().number == c.space_group], source
 
 
