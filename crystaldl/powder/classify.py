@@ -36,6 +36,8 @@ SEARCHED = 16
 CLASSIFIERS = ("PowderNet", "NPCNN")
 #: share of the answer left to a recognised crystal from which the search need not find its lattice
 RECOGNISED = 0.9
+#: probability from which the cell of a known crystal is tried, and how many are
+LIKELY, LOOKED_UP = 0.2, 3
 
 METHODS = {
     "auto": Method(search=True),
@@ -311,24 +313,56 @@ def _run(patterns, entry: ModelCard, network, device, method, recognise) -> list
     return [result for part in parts for result in _results(*part, entry, method, recognise)]
 
 
-def _recognise(inputs, entry: ModelCard, method: str, p: np.ndarray, evidence):
-    """Probabilities with the crystals known from training, their share (NaN where the method does not look), which they are."""
+@dataclass(frozen=True)
+class _Known:
+    """What FamilyNet says of a batch: probabilities of families (B, families + 1), the network, and its trust weights."""
+
+    p: np.ndarray
+    network: object
+    weights: list
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Space groups of the families, 1…230."""
+        return self.network.groups.cpu().numpy().astype(int) + 1
+
+    def cells(self) -> list:
+        """Cells of the families that each pattern looks like, as `crystaldl.powder.evidence.gather_evidence` takes them."""
+        from .autoindex import Pool
+        from .bravais import metric_of
+
+        cells, groups = self.network.cells.cpu().numpy().reshape(-1, 6), self.groups
+        out = []
+        for row in self.p:
+            likely = [k for k in np.argsort(-row[:-1])[:LOOKED_UP] if row[k] > LIKELY and np.isfinite(cells[k]).all()]
+            g = np.array([metric_of(cells[k].astype(float)) for k in likely]).reshape(-1, 6)
+            names = np.array([BRAVAIS_LATTICES[bravais_of_group()[groups[k] - 1]] for k in likely], "U2")
+            out.append(Pool(g, np.zeros(len(g)), names, np.zeros(len(g))))
+        return out
+
+
+def _look(inputs, entry: ModelCard, method: str) -> _Known | None:
+    """The crystals known from training that a batch looks like; None where the method does not look."""
     import torch
 
     name = entry.operating_point.get("families")
     weights = card(name).operating_point.get(method) if name else None
     if weights is None or "spectrum" not in inputs:
-        return p, np.full(len(p), np.nan), [()] * len(p)
+        return None
     with torch.inference_mode():
-        spectrum = inputs["spectrum"]
-        network = _network(name, str(spectrum.device))
-        family = network(spectrum).double().cpu().numpy()
-    groups = network.groups.cpu().numpy().astype(int) + 1
+        network = _network(name, str(inputs["spectrum"].device))
+        return _Known(network(inputs["spectrum"]).double().cpu().numpy(), network, weights)
+
+
+def _recognise(known: _Known | None, p: np.ndarray, evidence):
+    """Probabilities with the crystals known from training, their share (NaN where nobody looked), which they are."""
+    if known is None:
+        return p, np.full(len(p), np.nan), [()] * len(p)
+    family, groups, names = known.p, known.groups, known.network.names
     if evidence:
-        sizes = torch.stack([network.ln_volume, network.ln_shortest], 1).cpu().numpy()
+        sizes = np.stack([v.cpu().numpy() for v in (known.network.ln_volume, known.network.ln_shortest)], 1)
         family = checked(family, groups, sizes, np.stack([e.profile for e in evidence]))
-    names = network.names
-    return *mix(by_group(family, groups), p, weights), [named(row, names, groups) for row in family]
+    return *mix(by_group(family, groups), p, known.weights), [named(row, names, groups) for row in family]
 
 
 def _search_agrees(lattices, unexplained, system: str, recognised: float) -> bool:
@@ -357,17 +391,19 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str, recogn
     inputs = batch.inputs
     arbiter = _arbiter_of(entry, method) if "peaks" in inputs else None
     logits, judge, evidence = out["logits"], entry, None
+    looked = _look(inputs, entry, method) if recognise else None
     if arbiter is not None:
         from .evidence import gather_evidence
         from .prepare import normalise
 
-        evidence = gather_evidence(normalise(batch.y, batch.mask), batch.mask, batch.ratio, batch.delta)
+        hints = looked.cells() if looked else None
+        evidence = gather_evidence(normalise(batch.y, batch.mask), batch.mask, batch.ratio, batch.delta, known=hints)
         logits, judge = _arbitrate(logits, evidence, arbiter, METHODS[method].blind), arbiter
     point = judge.operating_point
     if METHODS[method].blind:
         point = point.get("blind", point)
     p = calibrate(logits, point)
-    p, recognised, known = _recognise(inputs, entry, method if recognise else "", p, evidence)
+    p, recognised, known = _recognise(looked, p, evidence)
     decisions = _decisions(evidence, p) if evidence else [((), np.zeros((0, 2)))] * len(p)
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)

@@ -21,6 +21,7 @@ from ..physics.lattice import cell_volume
 from ..physics.symmetry import BRAVAIS_LATTICES
 from . import search_kernels
 from .absences import absence_evidence
+from .autoindex import Pool
 from .bravais import LATTICE_POINTS, cell_of, shortest_vector
 from .deep_search import side_by_side
 from .extinction import extinction_evidence
@@ -29,7 +30,7 @@ from .line_scales import search_lines
 from .pawley import PawleyFit, pawley_fit
 from .prepare import AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis, strip_doublet
 from .sieve import make_sieve
-from .trials import LEVEL, Trial, Trials, metric_of_search, trial_lattices, worth_fitting
+from .trials import LEVEL, NOTHING, Trial, Trials, metric_of_search, trial_lattices, worth_fitting
 
 log = logging.getLogger(__name__)
 
@@ -145,13 +146,13 @@ class Findings:
     fits: tuple
 
 
-def find_lattices(peaks: np.ndarray, profile: Profile, pool: Executor | None = None) -> Findings:
+def find_lattices(peaks: np.ndarray, profile: Profile, pool: Executor | None = None, known: Pool = NOTHING) -> Findings:
     """Search lattices for one peak list (n, 4) as `crystaldl.powder.line_scales.search_lines` gives it, and fit the profile.
 
-    The threads of ``pool`` change nothing but the time.
+    The threads of ``pool`` change nothing but the time. ``known``: cells of crystals that the pattern looks like.
     """
     sieve = partial(make_sieve, profile.y, profile.mask, peaks, profile.ratio, profile.doublet)
-    quick, trials = trial_lattices(peaks, sieve, pool)
+    quick, trials = trial_lattices(peaks, sieve, pool, known)
     found = list(trials.found.values())
     for row, cell, zero, score in () if found else quick.candidates:  # the closer search had too few lines
         name = LATTICES[row]
@@ -209,9 +210,11 @@ def weigh(findings: Findings, peaks: np.ndarray, limits) -> Evidence:
     return Evidence(scores, table, facts, absences, lattices, odd, peaks)
 
 
-def pattern_evidence(peaks: np.ndarray, limits, profile: Profile, pool: Executor | None = None) -> Evidence:
+def pattern_evidence(
+    peaks: np.ndarray, limits, profile: Profile, pool: Executor | None = None, known: Pool = NOTHING
+) -> Evidence:
     """`find_lattices` and `weigh`."""
-    return weigh(find_lattices(peaks, profile, pool), peaks, limits)
+    return weigh(find_lattices(peaks, profile, pool, known), peaks, limits)
 
 
 def _profile_row(trial: Trial, fit: PawleyFit, misfit: float, allowed: float, groups: dict[int, float]) -> list[float]:
@@ -289,7 +292,7 @@ def _limits(mask: np.ndarray) -> np.ndarray:
     return np.log(2.0 * np.sin(np.radians(ends / 2)) / REFERENCE_WAVELENGTH)
 
 
-def gather_evidence(y, mask, ratio, doublet: float | np.ndarray = CU_DOUBLET, workers: int | None = None):
+def gather_evidence(y, mask, ratio, doublet: float | np.ndarray = CU_DOUBLET, workers: int | None = None, known=None):
     """Evidence for a batch, a list; search and fits release the GIL and run on all cores.
 
     Parameters
@@ -297,6 +300,7 @@ def gather_evidence(y, mask, ratio, doublet: float | np.ndarray = CU_DOUBLET, wo
     y, mask : (B, AXIS_POINTS) normalised pattern with Kα2, and which points were measured
     ratio : (B,) Kα2/Kα1
     doublet : float or (B,), ln(λ2/λ1)
+    known : sequence of Pool, cells of crystals that each pattern looks like
     """
     y, mask, ratio = _numpy(y), _numpy(mask), _numpy(ratio)
     doublet = np.broadcast_to(_numpy(doublet), ratio.shape)
@@ -305,10 +309,11 @@ def gather_evidence(y, mask, ratio, doublet: float | np.ndarray = CU_DOUBLET, wo
         (p, _limits(b), Profile(a, b, float(c), float(d)))
         for p, a, b, c, d in zip(listed_lines(y, mask, ratio, doublet), y, mask, ratio, doublet, strict=True)
     ]
+    hints = list(known) if known is not None else [NOTHING] * len(jobs)
     workers = workers or os.cpu_count() or 1
     if workers == 1:
-        return [pattern_evidence(*job) for job in jobs]
+        return [pattern_evidence(*job, None, hint) for job, hint in zip(jobs, hints, strict=True)]
     with ThreadPoolExecutor(workers) as pool:
         if len(jobs) == 1:
-            return [pattern_evidence(*jobs[0], pool)]
-        return list(pool.map(lambda job: pattern_evidence(*job), jobs))
+            return [pattern_evidence(*jobs[0], pool, hints[0])]
+        return list(pool.map(lambda job, hint: pattern_evidence(*job, None, hint), jobs, hints))

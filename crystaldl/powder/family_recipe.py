@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from ..physics.crystals import strain
 from ..physics.lattice import cell_volume
-from ..physics.symmetry import bravais_of_group, space_group
+from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, space_group
 from ..storage.atomic import replacing
-from .bravais import niggli_cell
+from .bravais import lattices_of, niggli_cell
 from .families import by_group, checked
 from .measured import MeasuredSet, augment
 from .network import FamilyNet
@@ -209,6 +209,15 @@ class FamilyTask:
         for k, c in enumerate(self.crystals, self._first_library):
             reduced = niggli_cell(c.cell, space_group(c.space_group).hm[0])
             out[k] = np.log([cell_volume(reduced), reduced[0]])
+        return out
+
+    def cells(self) -> np.ndarray:
+        """Conventional cells of the families, (families, 6); NaN for measured ones."""
+        out = np.full((len(self.group_of_family), 6), np.nan)
+        for k, c in enumerate(self.crystals, self._first_library):
+            bravais = BRAVAIS_LATTICES[bravais_of_group()[c.space_group - 1]]
+            choices = dict(reversed(lattices_of(niggli_cell(c.cell, space_group(c.space_group).hm[0]))))
+            out[k] = choices.get(bravais, np.nan)
         return out
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -275,6 +275,8 @@ class FamilyNet(nn.Module):
         # ln of primitive volume (Å³) and of shortest lattice vector (Å), NaN where not known: what checks a recognition
         for name in ("ln_volume", "ln_shortest"):
             self.register_buffer(name, torch.full((families,), float("nan")), persistent=kept)
+        # conventional cells, six numbers each, NaN where not known; they come with the weights only
+        self.register_buffer("cells", torch.full((6 * families,), float("nan")), persistent=name_bytes > 0)
         kernel = torch.exp(-0.5 * (torch.arange(-self.HALF_WIDTH, self.HALF_WIDTH + 1) / self.BLUR) ** 2)
         self.register_buffer("kernel", (kernel / kernel.sum())[None, None], persistent=False)
         self.register_buffer("groups", torch.zeros(families) if groups is None else torch.as_tensor(groups).float())

@@ -129,6 +129,7 @@ def release_families(shared, runs, fold, logits: dict, figures: dict, options) -
     model = two_stages(task, runs, runs / "families-final")
     sizes = torch.as_tensor(task.sizes(measured_search(task.measured, runs).profile)).float()
     model.ln_volume, model.ln_shortest = sizes.unbind(1)
+    weights = {**model.state_dict(), "cells": torch.as_tensor(task.cells()).float().ravel()}
     tables = trust_tables(shared, runs, known_crystals(shared, runs, task.measured), logits, fold)
     point, rows = {name: fit_trust(*table[:3]) for name, table in tables.items()}, []
     for method in logits:
@@ -137,7 +138,7 @@ def release_families(shared, runs, fold, logits: dict, figures: dict, options) -
         rows += _figures(again, f"RRUFF 542, random 5-fold (most look-alikes known), method {method}")
     count_of = {"measured": int(task.family.max()) + 1}
     count_of["library"] = len(task.group_of_family) - count_of["measured"]
-    write_model(model.state_dict(), {
+    write_model(weights, {
         "name": NAMES["families"], "task": "powder", "title": "FamilyNet: recognises crystals known from training",
         "architecture": "FamilyNet", "arguments": {"families": len(task.names), "name_bytes": len(model.text)},
         "parameters": count(model),

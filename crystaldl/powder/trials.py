@@ -63,6 +63,7 @@ BEYOND = 10.0
 BLEND = 0.3
 #: zero shift in degrees of a second search, and gain relative to that of the listed lines that makes it needless
 ZERO, SETTLED = 0.08, 1.08
+NOTHING = Pool()
 _HIGH = tuple(s for s in SYSTEMS if s not in ("monoclinic", "triclinic"))
 
 
@@ -149,7 +150,7 @@ def _seeds(quick: LatticeScores) -> Pool:
 
 
 def trial_lattices(
-    peaks: np.ndarray, sieve: Callable[[], Sieve], pool: Executor | None = None
+    peaks: np.ndarray, sieve: Callable[[], Sieve], pool: Executor | None = None, known: Pool = NOTHING
 ) -> tuple[LatticeScores, Trials]:
     """Search lattices by the lines and, where these are not convincing, by the profile: the quick search, and all trials.
 
@@ -159,33 +160,39 @@ def trial_lattices(
     sieve : callable that makes the sieve of the pattern
     pool : Executor, optional
         Threads for parts of the search; they change nothing but the time.
+    known : Pool
+        Cells of crystals that the pattern looks like. One that explains the profile spares the search for low symmetry.
     """
     if len(peaks) < 4:
         return lattice_scores(peaks), Trials({}, 0.0)
     lines = line_table_of(peaks)
     few = lines.head(_OPTIONS.lines)
     quick, high = side_by_side(pool, lambda: lattice_scores(peaks), lambda: high_symmetry(few, 0.0, _HIGH))
-    cells = sift(_seeds(quick) + high, lines, _OPTIONS)
+    cells = sift(_seeds(quick) + high + known, lines, _OPTIONS)
     by_lines = raised(cells, lines, _OPTIONS) if len(cells) else cells
     found = ranked(by_lines, _OPTIONS)
     if convincing(found, lines, _OPTIONS, 40.0, 6.0):
         by_lines += _smaller(found, lines)
         trials = _trials([trial for name in BRAVAIS for trial in _of_lines(by_lines, name, lines)], lines)
     else:
-        judged = _by_profile(by_lines, lines, few, sieve(), pool)
+        judged = _by_profile(by_lines, lines, few, sieve(), pool, known)
         trials = _trials([trial for name in BRAVAIS for trial in _of_profile(judged, name, lines)], lines)
     order = sorted((t for own in trials.values() for t in own), key=lambda t: -t.value)
     return quick, Trials(trials, order[0].value - order[1].value if len(order) > 1 else 0.0)
 
 
-def _by_profile(by_lines: Pool, lines: LineTable, few: LineTable, sieve: Sieve, pool: Executor | None) -> Pool:
+def _by_profile(by_lines: Pool, lines: LineTable, few: LineTable, sieve: Sieve, pool: Executor | None, known: Pool) -> Pool:
     """Cells of all systems, those of low symmetry looked for in earnest, refined and scored by the profile."""
     judged, _ = sieve.refine(distinct(by_lines, 40)[0], 4, 3.0)
-    judged += low_symmetry(lines, few, 0.0, sieve, _OPTIONS, pool)
-    judged, gain = sieve.refine(judged, 0, 3.0)
-    zero = float(np.median(judged.best(5).zero)) if len(judged) else 0.0  # even wrong cells agree on its sign
-    if not _settled(judged, gain, sieve):
-        judged += low_symmetry(lines, few, float(np.copysign(ZERO, zero)), sieve, _OPTIONS, pool)
+    near = known + known.improve(lines.head(2 * _OPTIONS.lines), _OPTIONS, (0.012, 0.008), 3.0, 4)
+    own, gain = sieve.refine(near, 4, 3.0)
+    judged += own
+    if not _settled(own, gain, sieve):
+        judged += low_symmetry(lines, few, 0.0, sieve, _OPTIONS, pool)
+        judged, gain = sieve.refine(judged, 0, 3.0)
+        zero = float(np.median(judged.best(5).zero)) if len(judged) else 0.0  # even wrong cells agree on its sign
+        if not _settled(judged, gain, sieve):
+            judged += low_symmetry(lines, few, float(np.copysign(ZERO, zero)), sieve, _OPTIONS, pool)
     judged = _completed(judged, sieve)
     own, _ = sieve.refine(by_lines.best(200), 2, sieve.temper(_most(judged, sieve)))
     return judged + own

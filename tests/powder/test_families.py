@@ -227,6 +227,10 @@ def test_names_and_sizes_of_families(measured, pools):
     profile[np.arange(40), row, 3] = np.arange(40) % 10 != 4
     sizes = task.sizes(profile)
     assert sizes[task.family[0]] == pytest.approx([4.0, 1.5]) and np.isnan(sizes[task.family[4]]).all()
+    cells = task.cells()
+    assert np.isnan(cells[:first]).all() and cells[first] == pytest.approx([4, 5, 6, 90, 90, 90])
+    assert cells[first + 2] == pytest.approx([4, 5, 6, 90, 90, 90]), "orthorhombic"
+    assert np.isnan(cells[first + 3 :]).all(), "no hexagonal or cubic lattice has these edges"
     assert sizes[first] == pytest.approx(np.log([120, 4])) and sizes[-1] == pytest.approx(np.log([30, np.sqrt(41) / 2]), abs=1e-6)
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import nnls
 
 from crystaldl.powder import deep_search
+from crystaldl.powder import trials as trials_module
 from crystaldl.powder.autoindex import IndexOptions, Pool
 from crystaldl.powder.bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, same_lattice
 from crystaldl.powder.extinction import predicted_reflections
@@ -158,6 +159,19 @@ def test_triclinic_cells_are_found(zero):
     best = max((t for own in trials.found.values() for t in own), key=lambda t: t.value)
     assert best.bravais == "aP" and same_lattice(niggli_cell(cell_of(best.metric)), niggli_cell(TRICLINIC))
     assert best.zero == pytest.approx(zero, abs=0.04)
+
+
+@pytest.mark.parametrize("stretch, searched", [(1.003, False), (1.05, True)])
+def test_the_cell_of_a_known_crystal_spares_the_search(monkeypatch, stretch, searched):
+    calls = []
+    search = lambda *a: calls.append(a) or deep_search.low_symmetry(*a)  # noqa: E731
+    monkeypatch.setattr(trials_module, "low_symmetry", search)
+    sieve, peaks = sieve_of(scan("aP", TRICLINIC, zero=0.04, noise=0.003, seed=3))
+    known = one("aP", (*np.multiply(TRICLINIC[:3], stretch), *TRICLINIC[3:]))
+    _, trials = trial_lattices(peaks, lambda: sieve, known=known)
+    best = max((t for own in trials.found.values() for t in own), key=lambda t: t.value)
+    assert best.bravais == "aP" and same_lattice(niggli_cell(cell_of(best.metric)), niggli_cell(TRICLINIC), 0.003)
+    assert bool(calls) == searched
 
 
 def test_kin_of_a_sublattice_is_the_lattice():
