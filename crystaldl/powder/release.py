@@ -73,9 +73,18 @@ def _training_facts(runs: Path, name: str) -> dict:
     for stage in ("pre", "final"):
         log = runs / f"{name}-{stage}" / "log.jsonl"
         if log.is_file():
-            last = json.loads(log.read_text().splitlines()[-1])
+            rows = [json.loads(line) for line in log.read_text().splitlines()]
+            last = rows[-1]
             facts[stage] = {"steps": last["step"], "patterns": last["samples"], "seconds": round(last["elapsed"])}
+            if stage == "pre":
+                facts["learning_curve"] = [_point(row) for row in rows if row["figures"]]
     return facts
+
+
+def _point(row: dict) -> dict:
+    """A point of a learning curve: patterns seen and shares that are right, of unseen simulated and of measured patterns."""
+    kinds = ("simulated_system", "simulated_group", "measured_system", "measured_group")
+    return {"patterns": row["samples"]} | {k: round(row["figures"][k], 4) for k in kinds if k in row["figures"]}
 
 
 def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLDER) -> None:
@@ -91,6 +100,7 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
 
     logits = _out_of_fold(runs, "powdernet", fold)
     table = measured_search(measured, runs)
+    facts = _training_facts(runs, "powdernet")
     arbiter = fit_arbiter(*combine(table.tensors(logits), group, look_alike_weight(look_alike), simulated), seed=0)
     raw = cross_validated_logits(table, logits, look_alike, fold, simulated)
     points = {key: operating_point(z, group, fold) for key, z in zip(("full", "blind"), raw, strict=True)}
@@ -98,7 +108,8 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
         "name": NAMES["arbiter"], "task": "powder", "title": "Arbiter between PowderNet and the lattice search",
         "architecture": "LatticeArbiter", "arguments": {}, "parameters": count(arbiter),
         "input": f"logits of {NAMES['powdernet']}, evidence of the lattice search and the profile fit",
-        "operating_point": points["full"] | {"blind": points["blind"]}, "training": _training_facts(runs, "powdernet"),
+        "operating_point": points["full"] | {"blind": points["blind"]},
+        "training": {k: v for k, v in facts.items() if k != "learning_curve"} | {"simulated_patterns": len(simulated.group)},
         "figures": _figures(figures["arbiter"], "RRUFF 542, group-wise 5-fold, auto without known crystals")
         + _figures(figures["indexing"], "RRUFF 542, group-wise 5-fold, method indexing"),
         "notes": "Fitted on out-of-fold logits of measured patterns and on simulated patterns of unseen structure types.",
@@ -110,7 +121,7 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
         "name": NAMES["powdernet"], "task": "powder", "title": "PowderNet: attention over lines, with the profile",
         "architecture": "PowderNet", "arguments": {}, "parameters": count(model), "default": True, "input": _INPUT,
         "operating_point": operating_point(logits, group, fold) | {"arbiter": NAMES["arbiter"], "families": NAMES["families"]},
-        "training": _training_facts(runs, "powdernet"),
+        "training": facts,
         "figures": _figures(figures["powdernet"], "RRUFF 542, group-wise 5-fold, network without known crystals"),
         "notes": "Adapted to all 542 measured patterns; the figures are those of adaptations without look-alikes.",
     }, **options)  # fmt: skip
@@ -123,7 +134,7 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
 def release_families(shared, runs, fold, logits: dict, figures: dict, options) -> None:
     """Write FamilyNet; ``logits`` of methods are out of fold (n, 230), ``figures`` of each for (new crystals, known ones)."""
     from .evaluate import known_crystals, measured_search, trust_tables
-    from .family_recipe import family_task, two_stages
+    from .family_recipe import FIRST, SECOND, family_task, two_stages
 
     task = family_task(shared, runs)
     model = two_stages(task, runs, runs / "families-final")
@@ -143,9 +154,10 @@ def release_families(shared, runs, fold, logits: dict, figures: dict, options) -
         "architecture": "FamilyNet", "arguments": {"families": len(task.names), "name_bytes": len(model.text)},
         "parameters": count(model),
         "input": "√intensity and measured range on a ln(1/d) axis", "operating_point": point,
-        "training": {"families": count_of}, "figures": rows,
-        "notes": "Group-wise figures are for crystals unlike those it knows, random ones for look-alikes of known ones. How far a "
-                 "recognition is believed is fitted on both, and on simulated patterns of types that it did not know.",
+        "training": {"families": count_of, "minutes": [FIRST, SECOND]} | _training_facts(runs, "families"), "figures": rows,
+        "notes": "Group-wise figures: no measured pattern of a look-alike was known, though structures of the libraries were; random "
+                 "ones: most look-alikes were. How far a recognition is believed is fitted on both, and on simulated patterns "
+                 "of structure types that it did not know.",
     }, **options)  # fmt: skip
 
 
