@@ -315,11 +315,13 @@ def _run(patterns, entry: ModelCard, network, device, method, recognise) -> list
 
 @dataclass(frozen=True)
 class _Known:
-    """What FamilyNet says of a batch: probabilities of families (B, families + 1), the network, and its trust weights."""
+    """What FamilyNet says of a batch: probabilities of families (B, families + 1), the network, its trust weights, and the
+    probability of a crystal system from which an answer is confident (None: the arbiter's)."""
 
     p: np.ndarray
     network: object
     weights: list
+    threshold: float | None
 
     @property
     def groups(self) -> np.ndarray:
@@ -346,12 +348,13 @@ def _look(inputs, entry: ModelCard, method: str) -> _Known | None:
     import torch
 
     name = entry.operating_point.get("families")
-    weights = card(name).operating_point.get(method) if name else None
-    if weights is None or "spectrum" not in inputs:
+    point = card(name).operating_point if name else {}
+    if method not in point or "spectrum" not in inputs:
         return None
     with torch.inference_mode():
         network = _network(name, str(inputs["spectrum"].device))
-        return _Known(network(inputs["spectrum"]).double().cpu().numpy(), network, weights)
+        p = network(inputs["spectrum"]).double().cpu().numpy()
+    return _Known(p, network, point[method], point.get("confident", {}).get(method))
 
 
 def _recognise(known: _Known | None, p: np.ndarray, evidence):
@@ -408,7 +411,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str, recogn
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)
     lines = _line_counts(evidence, inputs, len(p))
-    threshold = float(point.get("confident_system_probability", 0.9))
+    threshold = float((looked and looked.threshold) or point.get("confident_system_probability", 0.9))
     results = []
     for i, pattern in enumerate(patterns):
         system = np.bincount(SYSTEM_OF_GROUP, weights=p[i], minlength=len(CRYSTAL_SYSTEMS))

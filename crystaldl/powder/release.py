@@ -20,7 +20,7 @@ from ..models.registry import PACKAGE_FOLDER, write_model
 from ..physics.symmetry import SYSTEM_OF_GROUP
 from .arbiter import combine, cross_validated_logits, fit_arbiter, look_alike_weight
 from .crossval import FOLDS, calibrated_out_of_fold, fit_calibration, system_probabilities
-from .families import fit_trust
+from .families import cross_validated_mix, fit_trust
 from .measured import MeasuredSet, group_folds
 from .network import NPCNN, PowderNet
 from .prepare import npcnn_input
@@ -142,7 +142,9 @@ def release_families(shared, runs, fold, logits: dict, figures: dict, options) -
     model.ln_volume, model.ln_shortest = sizes.unbind(1)
     weights = {**model.state_dict(), "cells": torch.as_tensor(task.cells()).float().ravel()}
     tables = trust_tables(shared, runs, known_crystals(shared, runs, task.measured), logits, fold)
-    point, rows = {name: fit_trust(*table[:3]) for name, table in tables.items()}, []
+    point = {name: fit_trust(*table[:3]) for name, table in tables.items()}
+    point["confident"] = {name: _threshold(table, len(fold)) for name, table in tables.items()}
+    rows = []
     for method in logits:
         new, again = figures[method]
         rows += _figures(new, f"RRUFF 542, group-wise 5-fold, method {method}")
@@ -159,6 +161,13 @@ def release_families(shared, runs, fold, logits: dict, figures: dict, options) -
                  "ones: most look-alikes were. How far a recognition is believed is fitted on both, and on simulated patterns "
                  "of structure types that it did not know.",
     }, **options)  # fmt: skip
+
+
+def _threshold(table: tuple, count: int) -> float:
+    """Threshold of ``confident`` where known crystals are recognised: measured patterns without their look-alikes and
+    simulated ones of unknown types count, not the ``count`` measured ones whose look-alikes were known."""
+    rows = np.r_[:count, 2 * count : len(table[2])]
+    return confidence_threshold(cross_validated_mix(*table)[rows], table[2][rows])
 
 
 def _release_npcnn(runs, measured, fold, group, rows, options) -> None:
