@@ -157,9 +157,9 @@ def release_families(shared, runs, fold, logits: dict, figures: dict, options) -
         "parameters": count(model),
         "input": "√intensity and measured range on a ln(1/d) axis", "operating_point": point,
         "training": {"families": count_of, "minutes": [FIRST, SECOND]} | _training_facts(runs, "families"), "figures": rows,
-        "notes": "Group-wise figures: no measured pattern of a look-alike was known, though structures of the libraries were; random "
-                 "ones: most look-alikes were. How far a recognition is believed is fitted on both, and on simulated patterns "
-                 "of structure types that it did not know.",
+        "notes": "Group-wise figures: no measured pattern of a look-alike was known, though structures of the libraries were; "
+                 "random ones: most look-alikes were. How far a recognition is believed is fitted on both, and on simulated "
+                 "patterns of structure types that it did not know.",
     }, **options)  # fmt: skip
 
 
