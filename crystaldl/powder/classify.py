@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -319,7 +320,7 @@ class _Known:
     probability of a crystal system from which an answer is confident (None: the arbiter's)."""
 
     p: np.ndarray
-    network: object
+    network: Any
     weights: list
     threshold: float | None
 
