@@ -120,7 +120,7 @@ class TestClassify:
         code, out, err = run(capsys, "classify", scan, "--wavelength", "CuKa1", "--device", "cpu")
         header, row = out.splitlines()
         assert code in (0, 1) and not err
-        assert header.split() == ["file", "system", "probability", "space", "group", "probability", "confident"]
+        assert header.split() == ["file", "system", "probability", "space", "group", "probability", "confident", "looks", "like"]
         assert re.search(r"halite\.xy +\w+ +[01]\.\d\d +\S.* \(\d+\) +[01]\.\d\d +(yes|no)$", row)
         assert row.endswith("yes") == (code == 0)
 

@@ -84,7 +84,7 @@ def _write_results(args: Any, results: dict[int, Any], errors: dict[int, str]) -
         write_json(list(entries))
     elif results:
         rows = [_row(args.files[position], result) for position, result in results.items()]
-        header = ("file", "system", "probability", "space group", "probability", "confident")
+        header = ("file", "system", "probability", "space group", "probability", "confident", "looks like")
         sys.stdout.write(table(header, rows))
 
 
@@ -99,6 +99,7 @@ def _row(file: Path, result: Any) -> tuple[str, ...]:
         f"{symbol} ({number})",
         f"{probability:.2f}",
         "yes" if result.confident else "no",
+        result.looks_like,
     )
 
 

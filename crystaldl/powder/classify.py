@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import DataError, UnknownModelError
 from ..models.registry import ModelCard, available, card, default
 from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, FAMILIES, SYSTEM_OF_GROUP, bravais_of_group
-from .families import by_group, checked, mix, named
+from .families import mix, named, recognition
 from .pattern import PowderPattern
 from .result import UNEXPLAINED, Classification
 
@@ -362,11 +362,10 @@ def _recognise(known: _Known | None, p: np.ndarray, evidence):
     """Probabilities with the crystals known from training, their share (NaN where nobody looked), which they are."""
     if known is None:
         return p, np.full(len(p), np.nan), [()] * len(p)
-    family, groups, names = known.p, known.groups, known.network.names
-    if evidence:
-        sizes = np.stack([v.cpu().numpy() for v in (known.network.ln_volume, known.network.ln_shortest)], 1)
-        family = checked(family, groups, sizes, np.stack([e.profile for e in evidence]))
-    return *mix(by_group(family, groups), p, known.weights), [named(row, names, groups) for row in family]
+    groups, names = known.groups, known.network.names
+    sizes = np.stack([v.cpu().numpy() for v in (known.network.ln_volume, known.network.ln_shortest)], 1)
+    seen = recognition(known.p, groups, sizes, np.stack([e.profile for e in evidence]) if evidence else None)
+    return *mix(seen, p, known.weights), [named(row, names, groups) for row in known.p]
 
 
 def _search_agrees(lattices, unexplained, system: str, recognised: float) -> bool:

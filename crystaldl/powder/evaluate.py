@@ -30,7 +30,7 @@ from .crossval import (
     out_of_fold_logits,
     softmax,
 )
-from .families import by_group, checked, cross_validated_mix
+from .families import cross_validated_mix, recognition
 from .family_recipe import family_probabilities, family_task, out_of_fold_families, two_stages
 from .measured import MeasuredSet, group_folds
 from .prepare import common_axis, normalise, prepare
@@ -88,7 +88,7 @@ def measured_search(measured: MeasuredSet, runs: Path) -> SearchTable:
 
 
 def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int | None = None) -> dict[str, np.ndarray]:
-    """What FamilyNet says of each measured pattern, (2 n, 230) for each method: not knowing its look-alikes, then most of them.
+    """What FamilyNet says of each measured pattern, (2 n, 2, 230) for each method: not knowing its look-alikes, then most.
 
     First the networks are trained without the pattern's look-alikes, then without a random fifth of the patterns. Structures
     of the libraries are known to both.
@@ -100,7 +100,12 @@ def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int
         out_of_fold_families(shared, runs, name, fold, profile, threads)
         for name, fold in (("group", by_look), ("random", by_chance))
     ]
-    return {name: np.concatenate([p[k] for p in parts]) for k, name in enumerate(("network", "auto"))}
+    return _with_and_without(np.concatenate(parts))
+
+
+def _with_and_without(known: np.ndarray) -> dict[str, np.ndarray]:
+    """For each method: ``"network"`` knows of no lattices."""
+    return {"network": np.stack([known[:, 0], np.zeros_like(known[:, 0])], 1), "auto": known}
 
 
 def trust_tables(shared: Path, runs: Path, known: dict, logits: dict, fold: np.ndarray) -> dict[str, tuple]:
@@ -129,13 +134,12 @@ def trust_tables(shared: Path, runs: Path, known: dict, logits: dict, fold: np.n
 
 
 def _unknown_types(shared: Path, runs: Path, table: SearchTable, profile: np.ndarray) -> dict[str, np.ndarray]:
-    """What a FamilyNet that knows all measured patterns says of the patterns of `simulated_table`, (n, 230) for each method."""
+    """What a FamilyNet that knows all measured patterns says of those of `simulated_table`, (n, 2, 230) for each method."""
     task = family_task(shared, runs, everything=False)
     model = two_stages(task, runs, runs / "families-unseen")
     patterns = _arbiter_patterns(shared, runs, len(table.group))[1]
     p = family_probabilities(model, prepare(patterns.y, patterns.mask, patterns.doublet_ratio).spectrum).astype(float)
-    groups = task.group_of_family
-    return {"network": by_group(p, groups), "auto": by_group(checked(p, groups, task.sizes(profile), table.profile), groups)}
+    return _with_and_without(recognition(p, task.group_of_family, task.sizes(profile), table.profile))
 
 
 # ------------------------------------------------------------------------------------------ simulated

@@ -24,7 +24,7 @@ from ..physics.lattice import cell_volume
 from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, space_group
 from ..storage.atomic import replacing
 from .bravais import lattices_of, niggli_cell
-from .families import by_group, checked
+from .families import by_group, recognition
 from .measured import MeasuredSet, augment
 from .network import FamilyNet
 from .prepare import REFERENCE_WAVELENGTH, SPECTRUM_POINTS, find_peaks, normalise, spectrum_of, strip_doublet
@@ -196,7 +196,7 @@ class FamilyTask:
         return FamilyNet(len(self.group_of_family), self.group_of_family - 1, names=self.names)
 
     def sizes(self, profile: np.ndarray) -> np.ndarray:
-        """ln of primitive volume and of shortest vector, (families, 2), as `crystaldl.powder.families.checked` takes them.
+        """ln of primitive volume and of shortest vector, (families, 2), as `crystaldl.powder.families.recognition` takes them.
 
         Of measured families as the search found them for those patterns that training may see: ``profile`` (n, 14, 10).
         """
@@ -319,12 +319,12 @@ def two_stages(task: FamilyTask, runs: Path, out: Path, threads: int | None = No
     return train_families(task, out, SECOND, threads, first / "checkpoint")
 
 
-def out_of_fold_families(shared, runs, name: str, fold, profile, threads=None) -> tuple[np.ndarray, np.ndarray]:
-    """Known crystals of measured patterns, space groups (n, 230), by networks trained without their fold; kept under ``runs``.
+def out_of_fold_families(shared, runs, name: str, fold, profile, threads=None) -> np.ndarray:
+    """`crystaldl.powder.families.recognition` (n, 2, 230) of measured patterns by networks trained without their fold.
 
-    First by the look alone, then checked by the lattices that the search found, ``profile`` (n, 14, 10).
+    ``profile`` (n, 14, 10) is the search's. What the networks say is kept under ``runs``.
     """
-    plain, sure = np.zeros((len(fold), 230)), np.zeros((len(fold), 230))
+    out = np.zeros((len(fold), 2, 230))
     for k in np.unique(fold):
         rows, path = np.flatnonzero(fold == k), runs / "cv" / f"families-{name}-{k}.npy"
         task = family_task(shared, runs, fold != k, seed=100 + int(k))
@@ -332,6 +332,5 @@ def out_of_fold_families(shared, runs, name: str, fold, profile, threads=None) -
             model = two_stages(task, runs, runs / "cv" / f"families-{name}-{k}", threads)
             np.save(path, family_probabilities(model, task.pools[0].spectrum[rows]))
         p = np.load(path, allow_pickle=False)
-        plain[rows] = by_group(p, task.group_of_family)
-        sure[rows] = by_group(checked(p, task.group_of_family, task.sizes(profile), profile[rows]), task.group_of_family)
-    return plain, sure
+        out[rows] = recognition(p, task.group_of_family, task.sizes(profile), profile[rows])
+    return out

@@ -258,6 +258,8 @@ def _small_print(result) -> str:
     parts = [f"Extinction group {typeset_symbol(result.extinction_group)} ({groups})"]
     if result.lines >= 0:
         parts.append("1 line found" if result.lines == 1 else f"{result.lines} lines found")
+    if result.looks_like:
+        parts.append(f"looks like {result.looks_like}")
     if np.isfinite(result.second_phase_probability):
         parts.append(f"second phase {result.second_phase_probability:.0%}")
     return "   ·   ".join([*parts, f"model {result.model}"])

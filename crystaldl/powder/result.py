@@ -111,6 +111,12 @@ class Classification:
         return dict(zip(CRYSTAL_SYSTEMS, totals.tolist(), strict=True))
 
     @property
+    def looks_like(self) -> str:
+        """Name of the likeliest known crystal of the answer's space group, empty where none is likely: a guess at the phase."""
+        own = (k.name for k in self.known_crystals if k.name and k.space_group == self.space_group)
+        return next(own, "")
+
+    @property
     def extinction_group_probabilities(self) -> np.ndarray:
         """Probability of each of the 99 powder extinction groups, (99,), in the order of `extinction_symbols`."""
         return np.bincount(extinction_of_group(), weights=self.space_group_probabilities, minlength=len(extinction_symbols()))
@@ -167,6 +173,7 @@ class Classification:
             "space_group_probabilities": self.space_group_probabilities.tolist(),
             "second_phase_probability": finite(self.second_phase_probability),
             "primitive_volume": finite(self.primitive_volume), "recognised": finite(self.recognised),
+            "looks_like": self.looks_like,
             "known_crystals": [asdict(k) for k in self.known_crystals],
             "lines": self.lines, "method": self.method,
             "lattices": [{"bravais": c.bravais, "cell": [round(float(v), 5) for v in c.cell], "score": c.score, "zero": c.zero}
@@ -207,8 +214,8 @@ class Classification:
         rows = "".join(f"<tr><td>{number}</td><td>{escape(symbol)}</td><td>{p:.1%}</td></tr>" for number, symbol, p in self.top(5))
         systems = sorted(self.crystal_system_probabilities.items(), key=lambda item: -item[1])[:3]
         verdict = "confident" if self.confident else "<b>not confident</b>"
-        name = next((k.name for k in self.known_crystals if k.name), "a known crystal")
-        known = f"; {self.recognised:.0%} of it from its likeness to {escape(name)}" if self.recognised >= 0.01 else ""
+        name = escape(self.looks_like or "a known crystal")
+        known = f"; {self.recognised:.0%} of it from its likeness to {name}" if self.recognised >= 0.01 else ""
         return (f"<div><b>{escape(self.pattern.name or 'powder pattern')}</b>: {self.crystal_system}, "
                 f"{escape(self.space_group_symbol)} ({verdict})<br>"
                 f"{', '.join(f'{s} {p:.0%}' for s, p in systems)}; extinction group {escape(self.extinction_group)}{known}"

@@ -15,12 +15,12 @@ from crystaldl.powder import family_recipe as recipe
 from crystaldl.powder.families import (
     KnownCrystal,
     by_group,
-    checked,
     cross_validated_mix,
     fit_trust,
     likely,
     mix,
     named,
+    recognition,
 )
 from crystaldl.powder.measured import MeasuredSet
 from crystaldl.powder.network import FamilyNet
@@ -29,7 +29,7 @@ from crystaldl.powder.simulate import simulate
 
 LIBRARY = [Crystal([12], [[0, 0, 0]], (4, 5, 6, 90, 90, 90), n, name) for n, name in
            ((2, "a/Axinite.cif"), (14, "cubic/POSCAR-14"), (62, "Olivine"), (194, "AB_hP4_194"), (225, "Halite"))]  # fmt: skip
-BELIEVING = [0.0, 1.0, 0.5, 0.0, 0.0]
+BELIEVING = [0.0, 1.0, 0.5, 0.0, 0.0, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,11 @@ def pools(measured, random_lines):
     library = recipe._rendered(few.q, few.intensity, np.arange(20) % 5, torch.Generator().manual_seed(1))
     rest = random_lines.subset(np.arange(60, 100))
     return recipe.measured_pool(measured, variants=4, rendered=6), library, recipe.unknown_pool(rest)
+
+
+def seen(known, found=0.0):
+    """What `recognition` gives: known crystals of each space group, and the share whose lattice was found."""
+    return np.stack([known, found * known], 1)
 
 
 def one_hot(group, p, count=230):
@@ -77,7 +82,7 @@ def test_probabilities_are_those_of_the_families_of_each_group():
 def test_names_travel_with_the_weights():
     net = FamilyNet(3, [0, 1, 2], hidden=8, dim=4, names=["Quartz", "", "α-Fe"])
     again = FamilyNet(3, hidden=8, dim=4, name_bytes=len(net.text))
-    again.load_state_dict(net.state_dict())
+    again.load_state_dict({**net.state_dict(), "cells": torch.arange(18.0)})  # known when the weights are made
     assert again.names == ["Quartz", "", "α-Fe"] and FamilyNet(2, hidden=8, dim=4).names == ["", ""]
 
 
@@ -93,11 +98,20 @@ def test_a_lattice_found_confirms_the_crystal_of_that_size():
     sizes = np.array([[5.0, 1.0], [5.3, 1.0], [np.nan, np.nan]])
     profile = np.zeros((1, 14, 10))
     profile[0, BRAVAIS_LATTICES.index("mP"), [3, 7, 8]] = 1.0, 5.005, 1.001
-    found = checked(p, groups, sizes, profile)
-    assert found.sum() == pytest.approx(1) and found[0, 0] > 0.9 and found[0, 1] < found[0, 2]
+    known, found = recognition(p, groups, sizes, profile)[0]
+    assert known[[13, 61]] == pytest.approx([0.6, 0.3]) and known.sum() == pytest.approx(0.9)
+    assert found[13] == pytest.approx(0.3, abs=0.02) and found[61] == 0.0
     profile[0, :, 3] = 0.0  # the numbers of a lattice that was not fitted mean nothing
-    blind = checked(p, groups, sizes, profile)
-    assert blind[0, 0] == pytest.approx(blind[0, 1]) and blind[0, 0] < blind[0, 2]
+    assert not recognition(p, groups, sizes, profile)[0, 1].any()
+    assert not recognition(p, groups)[0, 1].any() and recognition(p, groups)[0, 0] == pytest.approx(known)
+
+
+def test_a_lattice_found_makes_a_recognition_believed():
+    p = np.full((2, 230), 1 / 230)
+    known = seen(one_hot([14, 14], 0.5))
+    known[0, 1, 13] = 0.48
+    share = mix(known, p, [0.0, 0.5, 0.2, 0.1, 0.1, 2.0])[1]
+    assert share[0] > share[1] + 0.2
 
 
 # ------------------------------------------------------------------------------------------ trust
@@ -105,13 +119,13 @@ def test_a_lattice_found_confirms_the_crystal_of_that_size():
 
 def test_what_is_not_known_changes_nothing():
     p = np.random.default_rng(0).dirichlet(np.ones(230), 6)
-    mixed, share = mix(one_hot([14] * 6, 1e-6), p, BELIEVING)
+    mixed, share = mix(seen(one_hot([14] * 6, 1e-6)), p, BELIEVING)
     assert (share < 1e-3).all() and np.abs(mixed - p).max() < 1e-3
 
 
 def test_what_is_known_decides():
     p = np.full((4, 230), 1 / 230)
-    mixed, share = mix(one_hot([14, 15, 62, 225], 0.999), p, BELIEVING)
+    mixed, share = mix(seen(one_hot([14, 15, 62, 225], 0.999)), p, BELIEVING)
     assert (share > 0.95).all() and (mixed.argmax(1) + 1 == [14, 15, 62, 225]).all()
     assert mixed.sum(1) == pytest.approx(1)
 
@@ -120,7 +134,7 @@ def test_a_lattice_that_the_search_excludes_is_believed_less():
     p = np.zeros((2, 230))
     same = np.flatnonzero(bravais_of_group() == bravais_of_group()[13])
     p[0, same], p[1, 224] = 1 / len(same), 1.0
-    agrees, contradicts = mix(one_hot([14, 14], 0.9), p, [0.0, 0.3, 0.3, 0.5, 0.1])[1]
+    agrees, contradicts = mix(seen(one_hot([14, 14], 0.9)), p, [0.0, 0.3, 0.3, 0.5, 0.1, 0.0])[1]
     assert agrees > contradicts + 0.2
 
 
@@ -140,19 +154,19 @@ def drawn(count: int, seed: int):
     right = rng.random(count) < sure
     known = one_hot(np.where(right, group, rng.integers(1, 231, count)), sure)
     p = 0.5 * one_hot(np.where(rng.random(count) < 0.5, group, rng.integers(1, 231, count)), 1.0) + 0.5 / 230
-    return known, p, group
+    return seen(known), p, group
 
 
 def test_trust_is_fitted_to_what_is_right():
     known, p, group = drawn(1500, 0)
     weights = fit_trust(known, p, group)
-    sure = known.max(1)
+    sure = known[:, 0].max(1)
     share = mix(known, p, weights)[1]
     assert share[sure > 0.9].mean() > 0.8 and share[sure < 0.1].mean() < 0.2
     new = drawn(1500, 1)
     mixed, _ = mix(new[0], new[1], weights)
     likelihood = lambda z: np.log(z[np.arange(1500), new[2] - 1] + 1e-9).mean()  # noqa: E731
-    assert likelihood(mixed) > max(likelihood(new[1]), likelihood(new[0])) + 0.1
+    assert likelihood(mixed) > max(likelihood(new[1]), likelihood(new[0][:, 0])) + 0.1
 
 
 def test_cross_validation_leaves_out_look_alikes():
@@ -263,6 +277,8 @@ def test_a_result_names_the_crystals_it_looks_like(tmp_path):
     result = replace(result, recognised=0.8, known_crystals=known)
     assert "80% of this answer" in result.explain() and "Halite & co. (Fm-3m, 90%)" in result.explain()
     assert "likeness to Halite &amp; co." in result._repr_html_()
+    assert result.looks_like == result.to_dict()["looks_like"] == "Halite & co."
+    assert replace(result, known_crystals=(KnownCrystal("Quartz", 152, 0.9),)).looks_like == ""
     assert result.to_dict()["known_crystals"][1] == {"name": "", "space_group": 225, "probability": 0.06}
     cdl.save(tmp_path / "result.h5", result)
     assert cdl.read(tmp_path / "result.h5").known_crystals == known
