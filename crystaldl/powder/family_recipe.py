@@ -9,6 +9,7 @@ is in no family.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from ..physics.crystals import strain
 from ..physics.lattice import cell_volume
-from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, space_group
+from ..physics.symmetry import BRAVAIS_LATTICES, SYSTEM_OF_GROUP, bravais_of_group, space_group
 from ..storage.atomic import replacing
 from .bravais import lattices_of, niggli_cell
 from .families import by_group, recognition
@@ -39,6 +40,7 @@ SHARES = (72, 152, 96)  # of a batch: measured families, library families, no fa
 LIBRARY_ONLY = (0, 224, 96)  # in the first stage
 CELL_SPREAD = 0.0025  # standard deviation of ln d among patterns of one measured family
 _BATCH = 64
+_ANIONS = (1, 7, 8, 9, 16, 17, 34, 35, 52, 53)  # last in formulas
 
 
 @dataclass
@@ -127,11 +129,15 @@ def _rendered(q: np.ndarray, intensity: np.ndarray, source: np.ndarray, g: torch
 def title(crystal) -> str:
     """A crystal's name as a reader knows it: the library's where that is a name, else its formula."""
     name = crystal.name.split("/")[-1].removesuffix(".cif")
+    _, _, mineral = name.partition("-")
+    if re.match("[A-Z][a-z]{2}", mineral):  # TiO2-Rutile
+        return mineral
     if name and not name.startswith("POSCAR") and "_" not in name:
         return name
     numbers, counts = np.unique(crystal.numbers, return_counts=True)
     counts = counts // np.gcd.reduce(counts)
-    return "".join(gemmi.Element(int(z)).name + (str(n) if n > 1 else "") for z, n in zip(numbers, counts, strict=True))
+    order = np.lexsort((numbers, np.isin(numbers, _ANIONS)))
+    return "".join(gemmi.Element(int(numbers[i])).name + (str(counts[i]) if counts[i] > 1 else "") for i in order)
 
 
 def distinct(crystals: list, tolerance: float = 0.004) -> list:
@@ -193,7 +199,7 @@ class FamilyTask:
         self._weight = np.cumsum(weight / weight.sum())
 
     def model(self) -> nn.Module:
-        return FamilyNet(len(self.group_of_family), self.group_of_family - 1, names=self.names)
+        return FamilyNet(len(self.group_of_family), self.group_of_family - 1)
 
     def sizes(self, profile: np.ndarray) -> np.ndarray:
         """ln of primitive volume and of shortest vector, (families, 2), as `crystaldl.powder.families.recognition` takes them.
@@ -311,12 +317,71 @@ def train_families(task: FamilyTask, out: Path, minutes: float, threads: int | N
     return model.eval()
 
 
-def two_stages(task: FamilyTask, runs: Path, out: Path, threads: int | None = None) -> nn.Module:
-    """FamilyNet after both stages; the first is kept under ``runs`` and shared by tasks of the same library."""
+def first_stage(task: FamilyTask, runs: Path, threads: int | None = None) -> tuple[nn.Module, Path]:
+    """FamilyNet of the library alone, and its checkpoint, kept under ``runs`` and shared by tasks of the same library."""
     nothing = FamilyTask(task.measured, task.pools, task.crystals, np.zeros(len(task.keep), bool), task.seed)
-    first = runs / f"families-library-{len(task.crystals)}"
-    train_families(nothing, first, FIRST, threads)
-    return train_families(task, out, SECOND, threads, first / "checkpoint")
+    out = runs / f"families-library-{len(task.crystals)}"
+    return train_families(nothing, out, FIRST, threads), out / "checkpoint"
+
+
+def two_stages(task: FamilyTask, runs: Path, out: Path, threads: int | None = None) -> nn.Module:
+    """FamilyNet after both stages."""
+    return train_families(task, out, SECOND, threads, first_stage(task, runs, threads)[1])
+
+
+def counterparts(task: FamilyTask, p: np.ndarray, least: float = 0.3) -> np.ndarray:
+    """The library's family that each measured one looks like, (measured families,); -1 where none of its space group does.
+
+    ``p`` (n, families + 1) is what a network of the library alone says of the measured patterns; families of one name count
+    together, and must have ``least``.
+    """
+    first, names = len(np.unique(task.family)), np.array(task.names)
+    out = np.full(first, -1)
+    for k in range(first):
+        mean = p[task.family == k, :-1].mean(0)
+        mean[:first], mean[task.group_of_family != task.group_of_family[k]] = 0.0, 0.0
+        best = int(mean.argmax())
+        if mean[names == names[best]].sum() >= least:
+            out[k] = best
+    return out
+
+
+def doubted(task: FamilyTask, p: np.ndarray, known: float = 0.3, own: float = 0.03, other: float = 0.4) -> np.ndarray:
+    """The library's family that is believed instead of a measured pattern's label, (measured families,); -1 where none is.
+
+    A few in a hundred labels of measured patterns are wrong (quartz on a triclinic mineral). A pattern without look-alikes is
+    doubted where the library's network, arguments as for `counterparts`, has a known crystal (probability ``known``), of
+    the label's crystal system with a share of at most ``own``, and of one space group with a share of ``other``.
+    """
+    first, system = len(np.unique(task.family)), SYSTEM_OF_GROUP[task.group_of_family - 1]
+    out = np.full(first, -1)
+    for k in range(first):
+        rows = task.family == k
+        mean = p[rows, :-1].mean(0)
+        mean[:first] = 0.0
+        total, same = mean.sum(), mean[system == system[k]].sum()
+        group = np.bincount(task.group_of_family, weights=mean, minlength=231)
+        if rows.sum() == 1 and total > known and same < own * total and group.max() > other * total:
+            out[k] = np.where(task.group_of_family == group.argmax(), mean, 0.0).argmax()
+    return out
+
+
+def shipped_facts(task: FamilyTask, p: np.ndarray, profile: np.ndarray) -> tuple[dict[str, Tensor], int]:
+    """What FamilyNet is given besides its weights: names, space groups, sizes and cells of the families; labels doubted.
+
+    Measured families have the name and the cell of the library's crystal that they look like; ``p`` as for `counterparts`,
+    ``profile`` as for `FamilyTask.sizes`.
+    """
+    twin, instead = counterparts(task, p), doubted(task, p)
+    twin, first = np.where(instead < 0, twin, instead), len(twin)
+    groups, names, cells = task.group_of_family.copy(), np.array(task.names, object), task.cells()
+    groups[:first] = np.where(instead < 0, groups[:first], groups[instead])
+    names[:first] = np.where(twin < 0, "", names[twin])
+    cells[:first] = np.where(twin[:, None] < 0, np.nan, cells[twin])
+    text = torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
+    volume, shortest = torch.as_tensor(task.sizes(profile)).float().T.contiguous()
+    facts = {"groups": groups - 1, "cells": cells.ravel(), "ln_volume": volume, "ln_shortest": shortest}
+    return {"text": text, **{k: torch.as_tensor(v).float().clone() for k, v in facts.items()}}, int((instead >= 0).sum())
 
 
 def out_of_fold_families(shared, runs, name: str, fold, profile, threads=None) -> np.ndarray:

@@ -6,7 +6,6 @@ group and space group, so that one softmax gives every level and the levels agre
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -261,22 +260,19 @@ class FamilyNet(nn.Module):
     ----------
     families : int
     groups : (families,) ints, space-group number minus 1 of each; given with the weights
-    names : str for each family, kept with the weights; ``name_bytes`` is how long they are where they come with the weights
+    name_bytes : int, length of the families' names, which come with the weights as do their sizes and cells; 0 in training
     """
 
     BLUR, HALF_WIDTH = 3.0, 12      # points of the ln(1/d) axis
 
     def __init__(self, families: int, groups=None, hidden: int = 768, dim: int = 128, dropout: float = 0.1,
-                 names: Sequence[str] = (), name_bytes: int = 0):
+                 name_bytes: int = 0):
         super().__init__()
-        text = bytearray("\n".join(names).encode()) or bytearray(name_bytes)
-        kept = len(text) > 0  # the first weights had neither names nor sizes
-        self.register_buffer("text", torch.tensor(list(text), dtype=torch.uint8), persistent=kept)
-        # ln of primitive volume (Å³) and of shortest lattice vector (Å), NaN where not known: what checks a recognition
-        for name in ("ln_volume", "ln_shortest"):
-            self.register_buffer(name, torch.full((families,), float("nan")), persistent=kept)
-        # conventional cells, six numbers each, NaN where not known; they come with the weights only
-        self.register_buffer("cells", torch.full((6 * families,), float("nan")), persistent=name_bytes > 0)
+        given = name_bytes > 0
+        self.register_buffer("text", torch.zeros(name_bytes, dtype=torch.uint8), persistent=given)
+        # ln of primitive volume (Å³) and of shortest lattice vector (Å), conventional cells, six numbers each; NaN: not known
+        for name, count in (("ln_volume", 1), ("ln_shortest", 1), ("cells", 6)):
+            self.register_buffer(name, torch.full((count * families,), float("nan")), persistent=given)
         kernel = torch.exp(-0.5 * (torch.arange(-self.HALF_WIDTH, self.HALF_WIDTH + 1) / self.BLUR) ** 2)
         self.register_buffer("kernel", (kernel / kernel.sum())[None, None], persistent=False)
         self.register_buffer("groups", torch.zeros(families) if groups is None else torch.as_tensor(groups).float())

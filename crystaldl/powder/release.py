@@ -134,13 +134,12 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
 def release_families(shared, runs, fold, logits: dict, figures: dict, options) -> None:
     """Write FamilyNet; ``logits`` of methods are out of fold (n, 230), ``figures`` of each for (new crystals, known ones)."""
     from .evaluate import known_crystals, measured_search, trust_tables
-    from .family_recipe import FIRST, SECOND, family_task, two_stages
+    from .family_recipe import FIRST, SECOND, family_probabilities, family_task, first_stage, shipped_facts, two_stages
 
     task = family_task(shared, runs)
     model = two_stages(task, runs, runs / "families-final")
-    sizes = torch.as_tensor(task.sizes(measured_search(task.measured, runs).profile)).float()
-    model.ln_volume, model.ln_shortest = sizes.unbind(1)
-    weights = {**model.state_dict(), "cells": torch.as_tensor(task.cells()).float().ravel()}
+    seen = family_probabilities(first_stage(task, runs)[0], task.pools[0].spectrum[: len(task.measured)])
+    facts, doubts = shipped_facts(task, seen, measured_search(task.measured, runs).profile)
     tables = trust_tables(shared, runs, known_crystals(shared, runs, task.measured), logits, fold)
     point = {name: fit_trust(*table[:3]) for name, table in tables.items()}
     point["confident"] = {name: _threshold(table, len(fold)) for name, table in tables.items()}
@@ -149,11 +148,11 @@ def release_families(shared, runs, fold, logits: dict, figures: dict, options) -
         new, again = figures[method]
         rows += _figures(new, f"RRUFF 542, group-wise 5-fold, method {method}")
         rows += _figures(again, f"RRUFF 542, random 5-fold (most look-alikes known), method {method}")
-    count_of = {"measured": int(task.family.max()) + 1}
-    count_of["library"] = len(task.group_of_family) - count_of["measured"]
-    write_model(weights, {
+    count_of = {"measured": int(task.family.max()) + 1, "labels_doubted": doubts}
+    count_of["library"] = len(task.names) - count_of["measured"]
+    write_model(model.state_dict() | facts, {
         "name": NAMES["families"], "task": "powder", "title": "FamilyNet: recognises crystals known from training",
-        "architecture": "FamilyNet", "arguments": {"families": len(task.names), "name_bytes": len(model.text)},
+        "architecture": "FamilyNet", "arguments": {"families": len(task.names), "name_bytes": len(facts["text"])},
         "parameters": count(model),
         "input": "√intensity and measured range on a ln(1/d) axis", "operating_point": point,
         "training": {"families": count_of, "minutes": [FIRST, SECOND]} | _training_facts(runs, "families"), "figures": rows,

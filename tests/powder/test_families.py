@@ -28,7 +28,8 @@ from crystaldl.powder.prepare import SPECTRUM_POINTS, prepare
 from crystaldl.powder.simulate import simulate
 
 LIBRARY = [Crystal([12], [[0, 0, 0]], (4, 5, 6, 90, 90, 90), n, name) for n, name in
-           ((2, "a/Axinite.cif"), (14, "cubic/POSCAR-14"), (62, "Olivine"), (194, "AB_hP4_194"), (225, "Halite"))]  # fmt: skip
+           ((2, "a/CaBSi-Axinite-Fe.cif"), (14, "cubic/POSCAR-14"), (62, "Olivine"), (194, "AB_hP4_194"),
+            (225, "Halite"))]  # fmt: skip
 BELIEVING = [0.0, 1.0, 0.5, 0.0, 0.0, 0.0]
 
 
@@ -80,10 +81,12 @@ def test_probabilities_are_those_of_the_families_of_each_group():
 
 
 def test_names_travel_with_the_weights():
-    net = FamilyNet(3, [0, 1, 2], hidden=8, dim=4, names=["Quartz", "", "α-Fe"])
-    again = FamilyNet(3, hidden=8, dim=4, name_bytes=len(net.text))
-    again.load_state_dict({**net.state_dict(), "cells": torch.arange(18.0)})  # known when the weights are made
-    assert again.names == ["Quartz", "", "α-Fe"] and FamilyNet(2, hidden=8, dim=4).names == ["", ""]
+    text = torch.tensor(list("Quartz\n\nα-Fe".encode()), dtype=torch.uint8)
+    net, again = FamilyNet(3, [0, 1, 2], hidden=8, dim=4), FamilyNet(3, hidden=8, dim=4, name_bytes=len(text))
+    assert net.names == ["", "", ""]
+    sizes = {"ln_volume": torch.zeros(3), "ln_shortest": torch.zeros(3), "cells": torch.arange(18.0)}
+    again.load_state_dict({**net.state_dict(), "text": text, **sizes})
+    assert again.names == ["Quartz", "", "α-Fe"]
 
 
 def test_the_likeliest_crystals_are_named():
@@ -234,7 +237,7 @@ def test_it_learns_to_recognise(measured, pools):
 def test_names_and_sizes_of_families(measured, pools):
     task = recipe.FamilyTask(measured, pools, LIBRARY)
     first = len(task.names) - 5
-    assert task.names[first:] == ["Axinite", "Mg", "Olivine", "Mg", "Halite"] and set(task.names[:first]) == {""}
+    assert task.names[first:] == ["Axinite-Fe", "Mg", "Olivine", "Mg", "Halite"] and set(task.names[:first]) == {""}
     profile = np.zeros((40, 14, 10))
     row = bravais_of_group()[measured.space_group.numpy() - 1]
     profile[np.arange(40), row, 7], profile[np.arange(40), row, 8] = 4.0 + np.arange(40) % 10 / 10, 1.5
@@ -246,6 +249,36 @@ def test_names_and_sizes_of_families(measured, pools):
     assert cells[first + 2] == pytest.approx([4, 5, 6, 90, 90, 90]), "orthorhombic"
     assert np.isnan(cells[first + 3 :]).all(), "no hexagonal or cubic lattice has these edges"
     assert sizes[first] == pytest.approx(np.log([120, 4])) and sizes[-1] == pytest.approx(np.log([30, np.sqrt(41) / 2]), abs=1e-6)
+
+
+def test_measured_families_are_told_by_the_library(measured, pools):
+    groups = sorted(set(measured.space_group.tolist()))
+    crystals = [Crystal([12], [[0, 0, 0]], (4, 5, 6, 90, 90, 90), g, f"Mineral{g}") for g in groups for _ in range(2)]
+    task = recipe.FamilyTask(measured, pools, crystals)
+    first = len(task.names) - len(crystals)
+    p = np.full((40, len(task.names) + 1), 1e-4)
+    right = np.array([first + 2 * groups.index(g) for g in measured.space_group.tolist()])
+    p[np.arange(40), right], p[np.arange(40), right + 1] = 0.2, 0.15  # two of one name
+    p[np.arange(40), first + (right - first + 2) % len(crystals)] = 0.5  # of another space group
+    p[task.family == 0] = 1e-4
+    twin = recipe.counterparts(task, p)
+    assert twin[0] == -1 and all(twin[k] == right[task.family == k][0] for k in range(1, first))
+
+
+def test_a_label_that_the_library_contradicts_is_doubted(measured, pools):
+    look = measured.group.clone()
+    look[9] = 99  # one pattern without look-alikes
+    task = recipe.FamilyTask(replace(measured, group=look), pools, LIBRARY)
+    first, count = len(task.names) - 5, len(measured)
+    alone = task.family[9]
+    cubic = task.group_of_family[alone] >= 195
+    wrong = first + (0 if cubic else 4)
+    p = np.full((count, len(task.names) + 1), 1e-5)
+    p[:, wrong] = 0.9
+    out = recipe.doubted(task, p)
+    assert out[alone] == wrong and (np.delete(out, alone) == -1).all(), "the others have look-alikes"
+    p[9, wrong] = 0.2  # not sure enough
+    assert (recipe.doubted(task, p) == -1).all()
 
 
 def test_one_crystal_of_several_alike():
