@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import DataError, UnknownModelError
 from ..models.registry import ModelCard, available, card, default
 from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, FAMILIES, SYSTEM_OF_GROUP, bravais_of_group
-from .families import mix, named, recognition
+from .families import by_group, mix, named
 from .pattern import PowderPattern
 from .result import UNEXPLAINED, Classification
 
@@ -358,14 +358,12 @@ def _look(inputs, entry: ModelCard, method: str) -> _Known | None:
     return _Known(p, network, point[method], point.get("confident", {}).get(method))
 
 
-def _recognise(known: _Known | None, p: np.ndarray, evidence):
+def _recognise(known: _Known | None, p: np.ndarray):
     """Probabilities with the crystals known from training, their share (NaN where nobody looked), which they are."""
     if known is None:
         return p, np.full(len(p), np.nan), [()] * len(p)
     groups, names = known.groups, known.network.names
-    sizes = np.stack([v.cpu().numpy() for v in (known.network.ln_volume, known.network.ln_shortest)], 1)
-    seen = recognition(known.p, groups, sizes, np.stack([e.profile for e in evidence]) if evidence else None)
-    return *mix(seen, p, known.weights), [named(row, names, groups) for row in known.p]
+    return *mix(by_group(known.p, groups), p, known.weights), [named(row, names, groups) for row in known.p]
 
 
 def _search_agrees(lattices, unexplained, system: str, recognised: float) -> bool:
@@ -406,7 +404,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str, recogn
     if METHODS[method].blind:
         point = point.get("blind", point)
     p = calibrate(logits, point)
-    p, recognised, known = _recognise(looked, p, evidence)
+    p, recognised, known = _recognise(looked, p)
     decisions = _decisions(evidence, p) if evidence else [((), np.zeros((0, 2)))] * len(p)
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)

@@ -30,7 +30,7 @@ from .crossval import (
     out_of_fold_logits,
     softmax,
 )
-from .families import cross_validated_mix, recognition
+from .families import by_group, cross_validated_mix
 from .family_recipe import family_probabilities, family_task, out_of_fold_families, two_stages
 from .measured import MeasuredSet, group_folds
 from .prepare import common_axis, normalise, prepare
@@ -87,28 +87,19 @@ def measured_search(measured: MeasuredSet, runs: Path) -> SearchTable:
     return kept_search_table(runs / "search-measured.npz", measured.y, measured.mask, measured.ratio, group)
 
 
-def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int | None = None) -> dict[str, np.ndarray]:
-    """What FamilyNet says of each measured pattern, (2 n, 2, 230) for each method: not knowing its look-alikes, then most.
+def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int | None = None) -> np.ndarray:
+    """What FamilyNet says of each measured pattern, (2 n, 230): not knowing its look-alikes, then knowing most of them.
 
     First the networks are trained without the pattern's look-alikes, then without a random fifth of the patterns. Structures
     of the libraries are known to both.
     """
     by_look = group_folds(measured.group, measured.space_group, FOLDS)
     by_chance = np.random.default_rng(0).permutation(len(measured)) % FOLDS
-    profile = measured_search(measured, runs).profile
-    parts = [
-        out_of_fold_families(shared, runs, name, fold, profile, threads)
-        for name, fold in (("group", by_look), ("random", by_chance))
-    ]
-    return _with_and_without(np.concatenate(parts))
+    folds = {"group": by_look, "random": by_chance}
+    return np.concatenate([out_of_fold_families(shared, runs, name, fold, threads) for name, fold in folds.items()])
 
 
-def _with_and_without(known: np.ndarray) -> dict[str, np.ndarray]:
-    """For each method: ``"network"`` knows of no lattices."""
-    return {"network": np.stack([known[:, 0], np.zeros_like(known[:, 0])], 1), "auto": known}
-
-
-def trust_tables(shared: Path, runs: Path, known: dict, logits: dict, fold: np.ndarray) -> dict[str, tuple]:
+def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold: np.ndarray) -> dict[str, tuple]:
     """What `cross_validated_mix` takes, for each method: first the measured patterns as in `known_crystals`, then simulated
     ones of structure types that the network asked did not know.
 
@@ -119,13 +110,13 @@ def trust_tables(shared: Path, runs: Path, known: dict, logits: dict, fold: np.n
     table = simulated_table(shared, runs)
     kept = measured_search(measured, runs)
     unseen = {"network": table.logits, "auto": simulated_logits(kept, logits["network"], look, table)}
-    strange = _unknown_types(shared, runs, table, kept.profile)
+    strange = _unknown_types(shared, runs, len(table.group))
     out = {}
     for name, z in logits.items():
         p = calibrated_out_of_fold(z, group, fold)
         q = apply_calibration(unseen[name], fit_calibration(z, group))
         out[name] = (
-            np.concatenate([known[name], strange[name]]),
+            np.concatenate([known, strange]),
             np.concatenate([p, p, q]),
             np.concatenate([group, group, table.group]),
             np.concatenate([look, look, look.max() + 1 + np.arange(len(q))]),
@@ -133,13 +124,12 @@ def trust_tables(shared: Path, runs: Path, known: dict, logits: dict, fold: np.n
     return out
 
 
-def _unknown_types(shared: Path, runs: Path, table: SearchTable, profile: np.ndarray) -> dict[str, np.ndarray]:
-    """What a FamilyNet that knows all measured patterns says of those of `simulated_table`, (n, 2, 230) for each method."""
+def _unknown_types(shared: Path, runs: Path, count: int) -> np.ndarray:
+    """What a FamilyNet that knows all measured patterns says of the patterns of `simulated_table`, (count, 230)."""
     task = family_task(shared, runs, everything=False)
     model = two_stages(task, runs, runs / "families-unseen")
-    patterns = _arbiter_patterns(shared, runs, len(table.group))[1]
-    p = family_probabilities(model, prepare(patterns.y, patterns.mask, patterns.doublet_ratio).spectrum).astype(float)
-    return _with_and_without(recognition(p, task.group_of_family, task.sizes(profile), table.profile))
+    p = _arbiter_patterns(shared, runs, count)[1]
+    return by_group(family_probabilities(model, prepare(p.y, p.mask, p.doublet_ratio).spectrum), task.group_of_family)
 
 
 # ------------------------------------------------------------------------------------------ simulated

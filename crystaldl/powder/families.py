@@ -2,7 +2,7 @@
 
 `crystaldl.powder.network.FamilyNet` gives the probability of each space group's known crystals. Among these, the ones whose
 lattice the other evidence excludes count less. How far to believe what remains depends on how sure the recognition is and
-on whether the other evidence agrees: five numbers, weighed by a logistic function that is fitted on measured patterns with
+on whether the other evidence agrees: four numbers, weighed by a logistic function that is fitted on measured patterns with
 and without look-alikes among the known crystals.
 """
 
@@ -19,10 +19,6 @@ _LEAST = 1e-3
 POWER = 0.5
 #: probability from which a known crystal is named
 NAMED = 0.05
-
-
-#: spread of ln of the primitive volume and of ln of the shortest vector among samples of one crystal
-SPREAD = (0.02, 0.008)
 
 
 @dataclass(frozen=True)
@@ -58,26 +54,6 @@ def by_group(p: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return out.T
 
 
-def recognition(p, groups, sizes=None, profile=None) -> np.ndarray:
-    """What is made of FamilyNet's probabilities, (n, 2, 230): those of the known crystals of each space group, and how much
-    of it belongs to crystals of whose kind and size the search found a lattice: Bragg's law checks the recognition.
-
-    Parameters
-    ----------
-    p : (n, families + 1) by the look of the patterns, the last that of no known crystal
-    groups : (families,) space groups, 1…230
-    sizes : (families, 2) ln of the primitive volume (Å³) and of the shortest lattice vector (Å); NaN where not known
-    profile : (n, 14, 10) of the search, see `crystaldl.powder.evidence.Evidence`; without it nothing is found
-    """
-    known = by_group(p, groups)
-    if profile is None or sizes is None:
-        return np.stack([known, np.zeros_like(known)], 1)
-    row = bravais_of_group()[groups - 1]
-    away = (profile[:, row, 7:9] - sizes) / SPREAD
-    found = np.nan_to_num(np.exp(-0.5 * (away**2).sum(2)) * (profile[:, row, 3] > 0))
-    return np.stack([known, by_group(np.concatenate([p[:, :-1] * found, p[:, -1:]], 1), groups)], 1)
-
-
 def _over(table: np.ndarray, p: np.ndarray) -> np.ndarray:
     """(n, 230): the probability of each group's lattice, or extinction group, by ``table`` (230,)."""
     totals = np.zeros((len(p), int(table.max()) + 1))
@@ -103,18 +79,16 @@ def likely(known: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def signs(known: np.ndarray, p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """What a recognition is judged by, (n, 5): ``known`` as `recognition` gives it, ``p`` as for `likely`, and what that gives.
+    """What a recognition is judged by, (n, 4); arguments as for `likely`, and what it gives.
 
     The columns: log-odds of the likely extinction group among the known crystals (powder patterns tell no more), log-odds
     that the crystal is known at all, ln of the probability that the other evidence gives to the likely space group's
-    Bravais lattice, and to its extinction group, and the share of crystals whose lattice was found in size too.
+    Bravais lattice, and to its extinction group.
     """
-    known, found = known[:, 0], known[:, 1]
     rows, best = np.arange(len(q)), q.argmax(1)
     lattice, like = (_over(table(), p)[rows, best] for table in (bravais_of_group, extinction_of_group))
     sure = _over(extinction_of_group(), known)[rows, best]
-    share = _over(extinction_of_group(), found)[rows, best] / np.maximum(sure, 1e-9)
-    return np.stack([_log_odds(sure), _log_odds(known.sum(1)), np.log(lattice + _LEAST), np.log(like + _LEAST), share], 1)
+    return np.stack([_log_odds(sure), _log_odds(known.sum(1)), np.log(lattice + _LEAST), np.log(like + _LEAST)], 1)
 
 
 def _logistic(weights, x) -> np.ndarray:
@@ -124,11 +98,10 @@ def _logistic(weights, x) -> np.ndarray:
 def mix(known: np.ndarray, p: np.ndarray, weights) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities (n, 230) of recognition and other evidence together, and the share (n,) of the former, 0 to 1.
 
-    ``known`` (n, 2, 230) as `recognition` gives it; ``weights`` (6,) as `fit_trust` gives them: constant and factors of the
-    logistic function.
+    ``weights`` (5,) as `fit_trust` gives them: constant and factors of the logistic function.
     """
     weights = np.asarray(weights, dtype=float)
-    q = likely(known[:, 0], p)
+    q = likely(known, p)
     share = _logistic(weights, signs(known, p, q))
     return (1 - share[:, None]) * p + share[:, None] * q, share
 
@@ -137,14 +110,14 @@ def fit_trust(known: np.ndarray, p: np.ndarray, group: np.ndarray, ridge: float 
     """Weights for `mix` that make the true space groups ``group`` (n,), 1…230, most likely."""
     from scipy.optimize import minimize
 
-    rows, q = np.arange(len(p)), likely(known[:, 0], p)
+    rows, q = np.arange(len(p)), likely(known, p)
     x, ours, theirs = signs(known, p, q), p[rows, group - 1], q[rows, group - 1]
 
     def loss(w):
         share = _logistic(w, x)
         return -np.log((1 - share) * ours + share * theirs + 1e-6).mean() + ridge * (w[1:] ** 2).sum()
 
-    return [round(float(w), 4) for w in minimize(loss, np.r_[-1.0, 0.3, 0.3, 0.2, 0.2, 0.5], method="BFGS").x]
+    return [round(float(w), 4) for w in minimize(loss, np.r_[-1.0, 0.3, 0.3, 0.2, 0.2], method="BFGS").x]
 
 
 def cross_validated_mix(known, p, group, look_alike, folds: int = 5) -> np.ndarray:

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..physics.crystals import strain
-from ..physics.lattice import cell_volume
 from ..physics.symmetry import BRAVAIS_LATTICES, SYSTEM_OF_GROUP, bravais_of_group, space_group
 from ..storage.atomic import replacing
 from .bravais import lattices_of, niggli_cell
-from .families import by_group, recognition
+from .families import by_group
 from .measured import MeasuredSet, augment
 from .network import FamilyNet
 from .prepare import REFERENCE_WAVELENGTH, SPECTRUM_POINTS, find_peaks, normalise, spectrum_of, strip_doublet
@@ -201,22 +200,6 @@ class FamilyTask:
     def model(self) -> nn.Module:
         return FamilyNet(len(self.group_of_family), self.group_of_family - 1)
 
-    def sizes(self, profile: np.ndarray) -> np.ndarray:
-        """ln of primitive volume and of shortest vector, (families, 2), as `crystaldl.powder.families.recognition` takes them.
-
-        Of measured families as the search found them for those patterns that training may see: ``profile`` (n, 14, 10).
-        """
-        out = np.full((len(self.group_of_family), 2), np.nan)
-        row = bravais_of_group()[self.group_of_family - 1]
-        for k in range(self._first_library):
-            found = profile[(self.family == k) & self.keep, row[k]]
-            if (found[:, 3] > 0).any():
-                out[k] = np.median(found[found[:, 3] > 0, 7:9], 0)
-        for k, c in enumerate(self.crystals, self._first_library):
-            reduced = niggli_cell(c.cell, space_group(c.space_group).hm[0])
-            out[k] = np.log([cell_volume(reduced), reduced[0]])
-        return out
-
     def cells(self) -> np.ndarray:
         """Conventional cells of the families, (families, 6); NaN for measured ones."""
         out = np.full((len(self.group_of_family), 6), np.nan)
@@ -366,11 +349,10 @@ def doubted(task: FamilyTask, p: np.ndarray, known: float = 0.3, own: float = 0.
     return out
 
 
-def shipped_facts(task: FamilyTask, p: np.ndarray, profile: np.ndarray) -> tuple[dict[str, Tensor], int]:
-    """What FamilyNet is given besides its weights: names, space groups, sizes and cells of the families; labels doubted.
+def shipped_facts(task: FamilyTask, p: np.ndarray) -> tuple[dict[str, Tensor], int]:
+    """What FamilyNet is given besides its weights: names, space groups and cells of the families; number of labels doubted.
 
-    Measured families have the name and the cell of the library's crystal that they look like; ``p`` as for `counterparts`,
-    ``profile`` as for `FamilyTask.sizes`.
+    Measured families have the name and the cell of the library's crystal that they look like; ``p`` as for `counterparts`.
     """
     twin, instead = counterparts(task, p), doubted(task, p)
     twin, first = np.where(instead < 0, twin, instead), len(twin)
@@ -379,23 +361,18 @@ def shipped_facts(task: FamilyTask, p: np.ndarray, profile: np.ndarray) -> tuple
     names[:first] = np.where(twin < 0, "", names[twin])
     cells[:first] = np.where(twin[:, None] < 0, np.nan, cells[twin])
     text = torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
-    volume, shortest = torch.as_tensor(task.sizes(profile)).float().T.contiguous()
-    facts = {"groups": groups - 1, "cells": cells.ravel(), "ln_volume": volume, "ln_shortest": shortest}
-    return {"text": text, **{k: torch.as_tensor(v).float().clone() for k, v in facts.items()}}, int((instead >= 0).sum())
+    facts = {"groups": torch.as_tensor(groups - 1).float(), "cells": torch.as_tensor(cells.ravel()).float(), "text": text}
+    return facts, int((instead >= 0).sum())
 
 
-def out_of_fold_families(shared, runs, name: str, fold, profile, threads=None) -> np.ndarray:
-    """`crystaldl.powder.families.recognition` (n, 2, 230) of measured patterns by networks trained without their fold.
-
-    ``profile`` (n, 14, 10) is the search's. What the networks say is kept under ``runs``.
-    """
-    out = np.zeros((len(fold), 2, 230))
+def out_of_fold_families(shared, runs, name: str, fold, threads=None) -> np.ndarray:
+    """Known crystals of measured patterns, space groups (n, 230), by networks trained without their fold; kept under ``runs``."""
+    out = np.zeros((len(fold), 230))
     for k in np.unique(fold):
         rows, path = np.flatnonzero(fold == k), runs / "cv" / f"families-{name}-{k}.npy"
         task = family_task(shared, runs, fold != k, seed=100 + int(k))
         if not path.is_file():
             model = two_stages(task, runs, runs / "cv" / f"families-{name}-{k}", threads)
             np.save(path, family_probabilities(model, task.pools[0].spectrum[rows]))
-        p = np.load(path, allow_pickle=False)
-        out[rows] = recognition(p, task.group_of_family, task.sizes(profile), profile[rows])
+        out[rows] = by_group(np.load(path, allow_pickle=False), task.group_of_family)
     return out

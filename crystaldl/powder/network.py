@@ -260,7 +260,7 @@ class FamilyNet(nn.Module):
     ----------
     families : int
     groups : (families,) ints, space-group number minus 1 of each; given with the weights
-    name_bytes : int, length of the families' names, which come with the weights as do their sizes and cells; 0 in training
+    name_bytes : int, length of the families' names, which come with the weights as do their cells; 0 in training
     """
 
     BLUR, HALF_WIDTH = 3.0, 12      # points of the ln(1/d) axis
@@ -270,9 +270,8 @@ class FamilyNet(nn.Module):
         super().__init__()
         given = name_bytes > 0
         self.register_buffer("text", torch.zeros(name_bytes, dtype=torch.uint8), persistent=given)
-        # ln of primitive volume (Å³) and of shortest lattice vector (Å), conventional cells, six numbers each; NaN: not known
-        for name, count in (("ln_volume", 1), ("ln_shortest", 1), ("cells", 6)):
-            self.register_buffer(name, torch.full((count * families,), float("nan")), persistent=given)
+        # conventional cells, six numbers each; NaN: not known
+        self.register_buffer("cells", torch.full((6 * families,), float("nan")), persistent=given)
         kernel = torch.exp(-0.5 * (torch.arange(-self.HALF_WIDTH, self.HALF_WIDTH + 1) / self.BLUR) ** 2)
         self.register_buffer("kernel", (kernel / kernel.sum())[None, None], persistent=False)
         self.register_buffer("groups", torch.zeros(families) if groups is None else torch.as_tensor(groups).float())

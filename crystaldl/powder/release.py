@@ -133,13 +133,13 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
 
 def release_families(shared, runs, fold, logits: dict, figures: dict, options) -> None:
     """Write FamilyNet; ``logits`` of methods are out of fold (n, 230), ``figures`` of each for (new crystals, known ones)."""
-    from .evaluate import known_crystals, measured_search, trust_tables
+    from .evaluate import known_crystals, trust_tables
     from .family_recipe import FIRST, SECOND, family_probabilities, family_task, first_stage, shipped_facts, two_stages
 
     task = family_task(shared, runs)
     model = two_stages(task, runs, runs / "families-final")
     seen = family_probabilities(first_stage(task, runs)[0], task.pools[0].spectrum[: len(task.measured)])
-    facts, doubts = shipped_facts(task, seen, measured_search(task.measured, runs).profile)
+    facts, doubts = shipped_facts(task, seen)
     tables = trust_tables(shared, runs, known_crystals(shared, runs, task.measured), logits, fold)
     point = {name: fit_trust(*table[:3]) for name, table in tables.items()}
     point["confident"] = {name: _threshold(table, len(fold)) for name, table in tables.items()}

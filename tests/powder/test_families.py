@@ -10,7 +10,7 @@ import torch
 
 import crystaldl as cdl
 from crystaldl.physics.crystals import Crystal
-from crystaldl.physics.symmetry import BRAVAIS_LATTICES, bravais_of_group
+from crystaldl.physics.symmetry import bravais_of_group
 from crystaldl.powder import family_recipe as recipe
 from crystaldl.powder.families import (
     KnownCrystal,
@@ -20,7 +20,6 @@ from crystaldl.powder.families import (
     likely,
     mix,
     named,
-    recognition,
 )
 from crystaldl.powder.measured import MeasuredSet
 from crystaldl.powder.network import FamilyNet
@@ -30,7 +29,7 @@ from crystaldl.powder.simulate import simulate
 LIBRARY = [Crystal([12], [[0, 0, 0]], (4, 5, 6, 90, 90, 90), n, name) for n, name in
            ((2, "a/CaBSi-Axinite-Fe.cif"), (14, "cubic/POSCAR-14"), (62, "Olivine"), (194, "AB_hP4_194"),
             (225, "Halite"))]  # fmt: skip
-BELIEVING = [0.0, 1.0, 0.5, 0.0, 0.0, 0.0]
+BELIEVING = [0.0, 1.0, 0.5, 0.0, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +47,6 @@ def pools(measured, random_lines):
     library = recipe._rendered(few.q, few.intensity, np.arange(20) % 5, torch.Generator().manual_seed(1))
     rest = random_lines.subset(np.arange(60, 100))
     return recipe.measured_pool(measured, variants=4, rendered=6), library, recipe.unknown_pool(rest)
-
-
-def seen(known, found=0.0):
-    """What `recognition` gives: known crystals of each space group, and the share whose lattice was found."""
-    return np.stack([known, found * known], 1)
 
 
 def one_hot(group, p, count=230):
@@ -84,8 +78,7 @@ def test_names_travel_with_the_weights():
     text = torch.tensor(list("Quartz\n\nα-Fe".encode()), dtype=torch.uint8)
     net, again = FamilyNet(3, [0, 1, 2], hidden=8, dim=4), FamilyNet(3, hidden=8, dim=4, name_bytes=len(text))
     assert net.names == ["", "", ""]
-    sizes = {"ln_volume": torch.zeros(3), "ln_shortest": torch.zeros(3), "cells": torch.arange(18.0)}
-    again.load_state_dict({**net.state_dict(), "text": text, **sizes})
+    again.load_state_dict({**net.state_dict(), "text": text, "cells": torch.arange(18.0)})
     assert again.names == ["Quartz", "", "α-Fe"]
 
 
@@ -96,39 +89,18 @@ def test_the_likeliest_crystals_are_named():
     assert [k.probability for k in best] == pytest.approx([0.55, 0.2])
 
 
-def test_a_lattice_found_confirms_the_crystal_of_that_size():
-    groups, p = np.array([14, 14, 62]), np.array([[0.3, 0.3, 0.3, 0.1]])
-    sizes = np.array([[5.0, 1.0], [5.3, 1.0], [np.nan, np.nan]])
-    profile = np.zeros((1, 14, 10))
-    profile[0, BRAVAIS_LATTICES.index("mP"), [3, 7, 8]] = 1.0, 5.005, 1.001
-    known, found = recognition(p, groups, sizes, profile)[0]
-    assert known[[13, 61]] == pytest.approx([0.6, 0.3]) and known.sum() == pytest.approx(0.9)
-    assert found[13] == pytest.approx(0.3, abs=0.02) and found[61] == 0.0
-    profile[0, :, 3] = 0.0  # the numbers of a lattice that was not fitted mean nothing
-    assert not recognition(p, groups, sizes, profile)[0, 1].any()
-    assert not recognition(p, groups)[0, 1].any() and recognition(p, groups)[0, 0] == pytest.approx(known)
-
-
-def test_a_lattice_found_makes_a_recognition_believed():
-    p = np.full((2, 230), 1 / 230)
-    known = seen(one_hot([14, 14], 0.5))
-    known[0, 1, 13] = 0.48
-    share = mix(known, p, [0.0, 0.5, 0.2, 0.1, 0.1, 2.0])[1]
-    assert share[0] > share[1] + 0.2
-
-
 # ------------------------------------------------------------------------------------------ trust
 
 
 def test_what_is_not_known_changes_nothing():
     p = np.random.default_rng(0).dirichlet(np.ones(230), 6)
-    mixed, share = mix(seen(one_hot([14] * 6, 1e-6)), p, BELIEVING)
+    mixed, share = mix(one_hot([14] * 6, 1e-6), p, BELIEVING)
     assert (share < 1e-3).all() and np.abs(mixed - p).max() < 1e-3
 
 
 def test_what_is_known_decides():
     p = np.full((4, 230), 1 / 230)
-    mixed, share = mix(seen(one_hot([14, 15, 62, 225], 0.999)), p, BELIEVING)
+    mixed, share = mix(one_hot([14, 15, 62, 225], 0.999), p, BELIEVING)
     assert (share > 0.95).all() and (mixed.argmax(1) + 1 == [14, 15, 62, 225]).all()
     assert mixed.sum(1) == pytest.approx(1)
 
@@ -137,7 +109,7 @@ def test_a_lattice_that_the_search_excludes_is_believed_less():
     p = np.zeros((2, 230))
     same = np.flatnonzero(bravais_of_group() == bravais_of_group()[13])
     p[0, same], p[1, 224] = 1 / len(same), 1.0
-    agrees, contradicts = mix(seen(one_hot([14, 14], 0.9)), p, [0.0, 0.3, 0.3, 0.5, 0.1, 0.0])[1]
+    agrees, contradicts = mix(one_hot([14, 14], 0.9), p, [0.0, 0.3, 0.3, 0.5, 0.1])[1]
     assert agrees > contradicts + 0.2
 
 
@@ -157,19 +129,19 @@ def drawn(count: int, seed: int):
     right = rng.random(count) < sure
     known = one_hot(np.where(right, group, rng.integers(1, 231, count)), sure)
     p = 0.5 * one_hot(np.where(rng.random(count) < 0.5, group, rng.integers(1, 231, count)), 1.0) + 0.5 / 230
-    return seen(known), p, group
+    return known, p, group
 
 
 def test_trust_is_fitted_to_what_is_right():
     known, p, group = drawn(1500, 0)
     weights = fit_trust(known, p, group)
-    sure = known[:, 0].max(1)
+    sure = known.max(1)
     share = mix(known, p, weights)[1]
     assert share[sure > 0.9].mean() > 0.8 and share[sure < 0.1].mean() < 0.2
     new = drawn(1500, 1)
     mixed, _ = mix(new[0], new[1], weights)
     likelihood = lambda z: np.log(z[np.arange(1500), new[2] - 1] + 1e-9).mean()  # noqa: E731
-    assert likelihood(mixed) > max(likelihood(new[1]), likelihood(new[0][:, 0])) + 0.1
+    assert likelihood(mixed) > max(likelihood(new[1]), likelihood(new[0])) + 0.1
 
 
 def test_cross_validation_leaves_out_look_alikes():
@@ -234,21 +206,14 @@ def test_it_learns_to_recognise(measured, pools):
     assert task.evaluate(net.eval(), "cpu")["measured_group"] >= 0.75
 
 
-def test_names_and_sizes_of_families(measured, pools):
+def test_names_and_cells_of_families(measured, pools):
     task = recipe.FamilyTask(measured, pools, LIBRARY)
     first = len(task.names) - 5
     assert task.names[first:] == ["Axinite-Fe", "Mg", "Olivine", "Mg", "Halite"] and set(task.names[:first]) == {""}
-    profile = np.zeros((40, 14, 10))
-    row = bravais_of_group()[measured.space_group.numpy() - 1]
-    profile[np.arange(40), row, 7], profile[np.arange(40), row, 8] = 4.0 + np.arange(40) % 10 / 10, 1.5
-    profile[np.arange(40), row, 3] = np.arange(40) % 10 != 4
-    sizes = task.sizes(profile)
-    assert sizes[task.family[0]] == pytest.approx([4.0, 1.5]) and np.isnan(sizes[task.family[4]]).all()
     cells = task.cells()
     assert np.isnan(cells[:first]).all() and cells[first] == pytest.approx([4, 5, 6, 90, 90, 90])
     assert cells[first + 2] == pytest.approx([4, 5, 6, 90, 90, 90]), "orthorhombic"
     assert np.isnan(cells[first + 3 :]).all(), "no hexagonal or cubic lattice has these edges"
-    assert sizes[first] == pytest.approx(np.log([120, 4])) and sizes[-1] == pytest.approx(np.log([30, np.sqrt(41) / 2]), abs=1e-6)
 
 
 def test_measured_families_are_told_by_the_library(measured, pools):
