@@ -11,6 +11,7 @@ import re
 import sqlite3
 import zlib
 from base64 import b64decode
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,10 +38,12 @@ def amcsd_file() -> Path | None:
     return next((f for root in roots for f in [Path(root) / "amcsd_cif1.db"] if f.is_file()), None)
 
 
-def read_amcsd(path) -> list[Crystal]:
+@lru_cache(maxsize=1)
+def read_amcsd(path) -> tuple[Crystal, ...]:
     """Structures near ambient conditions, expanded to their conventional cells (spglib's), whose listed space group holds.
 
-    Mixed sites become their main element with the occupancy that scatters alike at small angles. ``name`` is the mineral's,
+    The last file read is remembered: a minute's work. Mixed sites become their main element with the occupancy that scatters
+    alike at small angles. ``name`` is the mineral's,
     else its formula.
 
     Raises
@@ -57,7 +60,7 @@ def read_amcsd(path) -> list[Crystal]:
             rows = connection.execute(_QUERY).fetchall()
     except sqlite3.Error as error:
         raise FileFormatError(f"{path.name} cannot be read ({error}); expected the database amcsd_cif1.db of larixite.") from None
-    return [c for c in map(_crystal, rows) if c is not None]
+    return tuple(c for c in map(_crystal, rows) if c is not None)
 
 
 def _ambient(title: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,6 @@ def is_held_out(crystal: Crystal) -> bool:
     return int(hashlib.sha256(prototype(crystal).encode()).hexdigest()[:8], 16) / 2**32 < HELD_OUT
 
 
-@lru_cache(maxsize=2)
 def library_crystals(shared: Path | None) -> tuple[list[Crystal], str]:
     """Structures to vary, those with fewer than 400 atoms whose listed symmetry spglib confirms, and where they came from.
 
@@ -54,7 +52,7 @@ def library_crystals(shared: Path | None) -> tuple[list[Crystal], str]:
     database = amcsd_file()
     if database is not None:
         more = read_amcsd(database)
-        crystals, source = crystals + more, f"{source}; AMCSD as carried by larixite ({len(more):,} structures)"
+        crystals, source = [*crystals, *more], f"{source}; AMCSD as carried by larixite ({len(more):,} structures)"
     return [c for c in crystals if len(c.numbers) <= 400 and c.symmetry().number == c.space_group], source
 
 

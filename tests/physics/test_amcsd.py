@@ -96,7 +96,7 @@ def test_a_symmetry_that_does_not_hold_is_left_out(database):
     """Rock salt listed in P-1: the atoms have more symmetry than is listed."""
     record = ("Salt", "", (3.988, 3.988, 3.988, 60, 60, 60), ["Na", "Cl"], ((0, 0, 0), (0.5, 0.5, 0.5)), None,
               ROCK_SALT_PRIMITIVE, "Na Cl")  # fmt: skip
-    assert read_amcsd(database(record)) == []
+    assert read_amcsd(database(record)) == ()
 
 
 def test_other_files(tmp_path):

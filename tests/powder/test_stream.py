@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crystaldl.physics.crystals import aflow_prototypes, read_library
+from crystaldl.physics.crystals import Crystal, aflow_prototypes, read_library
 from crystaldl.physics.random_crystals import random_crystal
 from crystaldl.powder.frequencies import UNIFORM_SHARE, group_shares
 from crystaldl.powder.simulate import LineLibrary
@@ -59,6 +59,8 @@ def test_held_out_types(shared_data, monkeypatch):
     # a structure type is on one side only
     assert not {prototype(c) for c in held} & {prototype(c) for c in everything if not is_held_out(c)}
     monkeypatch.setattr("crystaldl.powder.stream.read_library", lambda _: everything[::20])
+    monkeypatch.setattr("crystaldl.powder.stream.amcsd_file", lambda: None)
+    monkeypatch.setattr("crystaldl.powder.stream.minerals", lambda: ())
     crystals, source = library_crystals(shared_data)
     assert "1,251" in source and 40 < len(crystals) <= 63
     assert all(len(c.numbers) <= 400 and c.symmetry().number == c.space_group for c in crystals)
@@ -84,6 +86,8 @@ def test_without_the_shared_data(monkeypatch, tmp_path):
         pytest.skip("pymatgen's AFLOW prototypes are not installed")
     assert len(prototypes) > 200
     monkeypatch.setattr("crystaldl.powder.stream.aflow_prototypes", lambda: prototypes[::8])
+    monkeypatch.setattr("crystaldl.powder.stream.amcsd_file", lambda: None)
+    monkeypatch.setattr("crystaldl.powder.stream.minerals", lambda: ())
     for shared in (None, tmp_path):
         crystals, source = library_crystals(shared)
         assert "AFLOW" in source and 20 < len(crystals) <= 36
@@ -105,3 +109,14 @@ def test_lines_are_cached(tmp_path, monkeypatch):
     monkeypatch.setattr("crystaldl.powder.stream._build_chunk", fail)
     again = training_lines(tmp_path / "lines", None, **options)
     assert isinstance(again, LineLibrary) and np.array_equal(again.q, lines.q)
+
+
+def test_minerals_and_the_database_join_the_library(monkeypatch):
+    places = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    mine, theirs = (Crystal([11, 17], places, (4, 4, 4, 90, 90, 90), 221, name) for name in "ab")
+    monkeypatch.setattr("crystaldl.powder.stream.aflow_prototypes", lambda: [])
+    monkeypatch.setattr("crystaldl.powder.stream.minerals", lambda: (mine,))
+    monkeypatch.setattr("crystaldl.powder.stream.amcsd_file", lambda: "a file")
+    monkeypatch.setattr("crystaldl.powder.stream.read_amcsd", lambda path: (theirs,))
+    crystals, source = library_crystals(None)
+    assert [c.name for c in crystals] == ["a", "b"] and "AMCSD" in source and "(1 structures)" in source
