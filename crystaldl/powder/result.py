@@ -45,8 +45,8 @@ class Classification:
     arbiter, arbiter_sha256 : str, what weighed the network against the lattice search; empty where nothing did
     confident : bool
         The probability of the crystal system reaches the model's threshold (above which 95 % of the development patterns
-        were right; cross-validated 96 %, half of all), the best lattice is of that system or the crystal is recognised, no
-        strong lines stay unexplained, at least four lines were found, and no second phase is suspected.
+        are right, cross-validated: four fifths of the measured ones), the best lattice is of that system or the crystal is
+        recognised, no strong lines stay unexplained, at least four lines were found, and no second phase is suspected.
     second_phase_probability : float, that lines of another phase exceed 3 % of the strongest; NaN if the model cannot say
     primitive_volume : float, estimated volume of the primitive cell in Å³; NaN if the model cannot say
     lines : int, lines found in the pattern; -1 if the model does not use lines
