@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import zlib
 from base64 import b64decode
+from contextlib import closing
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ from .minerals import Sites, expanded
 
 _SCALE = 4e6  # coordinates are stored as integers of this fraction
 _QUERY = """select cif.id, minerals.name, compound, pub_title, a, b, c, alpha, beta, gamma, atoms_sites, atoms_x, atoms_y, atoms_z,
-atoms_occupancy, hm_notation, symmetry_xyz, formula from cif join minerals on minerals.id = cif.mineral_id
+atoms_occupancy, symmetry_xyz, formula from cif join minerals on minerals.id = cif.mineral_id
 join spacegroups on spacegroups.id = cif.spacegroup_id order by cif.id"""
 _PRESSURE = re.compile(r"\bP\s*=\s*([\d.]+)\s*(GPa|kbar|kb)", re.IGNORECASE)
 _TEMPERATURE = re.compile(r"\bT\s*=\s*(-?[\d.]+)\s*(deg|C\b|K\b)", re.IGNORECASE)
@@ -43,8 +43,7 @@ def read_amcsd(path) -> tuple[Crystal, ...]:
     """Structures near ambient conditions, expanded to their conventional cells (spglib's), whose listed space group holds.
 
     The last file read is remembered: a minute's work. Mixed sites become their main element with the occupancy that scatters
-    alike at small angles. ``name`` is the mineral's,
-    else its formula.
+    alike at small angles. ``name`` is the mineral's, else its formula.
 
     Raises
     ------
@@ -56,7 +55,7 @@ def read_amcsd(path) -> tuple[Crystal, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"path is {str(path)!r}, which is not a file; expected the database amcsd_cif1.db of larixite.")
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             rows = connection.execute(_QUERY).fetchall()
     except sqlite3.Error as error:
         raise FileFormatError(f"{path.name} cannot be read ({error}); expected the database amcsd_cif1.db of larixite.") from None
@@ -95,7 +94,7 @@ def _element(label: str, formula: set[str]) -> int:
 def _crystal(row) -> Crystal | None:
     """One record, or None where it is incomplete, not ambient, too large, or its symmetry is not as listed."""
     number, name, compound, title, *cell = row[:10]
-    listed, x, y, z, occupancy, _, symmetry, formula = row[10:]
+    listed, x, y, z, occupancy, symmetry, formula = row[10:]
     if not _ambient(f"{compound} {title}") or listed in (None, "0") or "hypothetical" in f"{compound} {title}".lower():
         return None
     try:
@@ -104,7 +103,7 @@ def _crystal(row) -> Crystal | None:
         ops = [gemmi.Op(s) for s in json.loads(symmetry)]
         share = _numbers(occupancy)
         elements = [_element(v, set(re.findall(r"[A-Z][a-z]?", formula))) for v in labels]
-    except (ValueError, TypeError, AttributeError, RuntimeError, zlib.error):
+    except (ValueError, TypeError, AttributeError, RuntimeError):
         return None
     share = np.where(np.abs(share) > 1.5, 1.0, share) if len(share) else np.ones(len(xyz))
     if 0 in elements or not len(elements) == len(xyz) == len(share) or np.any(np.abs(xyz) > 1.9):

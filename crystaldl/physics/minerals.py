@@ -1,8 +1,9 @@
 """Crystals from the sites of their asymmetric unit, and the table of minerals that ships with the package.
 
 The table (``minerals.json``) holds minerals with many sites that free structure libraries leave out, for training: cells,
-symmetry and approximate coordinates, each with the refinement that they follow. Many are recalled from the literature and were
-checked by contents, symmetry and bond lengths alone. Do not cite coordinates from it.
+symmetry and approximate coordinates, each with the refinement that they follow. Many are recalled from the literature, or
+interpolated, as ``source`` says, and were checked by contents, symmetry and bond lengths alone; references were not looked up
+again. Do not cite coordinates from it.
 """
 
 from __future__ import annotations

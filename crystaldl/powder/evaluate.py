@@ -75,9 +75,10 @@ def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None
     rows["both"] = figures(calibrated_out_of_fold(full, group, fold), group)
     known = known_crystals(shared, runs, measured, threads)
     for name, table in trust_tables(shared, runs, known, {"network": logits["powdernet"], "auto": full}, fold).items():
-        new, again = np.split(cross_validated_mix(*table)[: 2 * len(group)], 2)
+        new, again, unseen = np.split(cross_validated_mix(*table), [len(group), 2 * len(group)])
         rows[f"{name}: with known crystals"] = figures(new, group)
         rows[f"{name}, look-alikes known"] = figures(again, group)
+        rows[f"{name}, simulated, types kept out"] = figures(unseen, table[2][2 * len(group) :])
     return rows
 
 

@@ -287,14 +287,10 @@ class FamilyNet(nn.Module):
         return torch.cat([32.0 * F.normalize(y, dim=1, eps=1e-6), measured - 0.7], 1)
 
     def logits_of_look(self, look: Tensor) -> Tensor:
-        """`family_logits` of what `look` gives."""
+        """Logits (B, families + 1) from what `look` gives; the last is that of no family."""
         direction = F.normalize(self.read(look), dim=1)
         z = direction @ F.normalize(self.families, dim=1).T * self.sharpness.exp()
         return torch.cat([z, self.unknown.expand(len(z), 1)], 1)
-
-    def family_logits(self, spectrum: Tensor) -> Tensor:
-        """Logits (B, families + 1); the last is that of no family."""
-        return self.logits_of_look(self.look(spectrum))
 
     @property
     def names(self) -> list[str]:
@@ -302,7 +298,7 @@ class FamilyNet(nn.Module):
         return bytes(self.text.tolist()).decode().split("\n") if len(self.text) else [""] * len(self.families)
 
     def forward(self, spectrum: Tensor) -> Tensor:
-        return self.family_logits(spectrum).softmax(1)
+        return self.logits_of_look(self.look(spectrum)).softmax(1)
 
 
 class ArbiterMember(nn.Module):
