@@ -6,22 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crystaldl.diffuse.compare import FormFactorComparison, compare_form_factors
-    from crystaldl.diffuse.molecular import Molecule
-    from crystaldl.diffuse.separation import Separation
-    from crystaldl.diffuse.sro import refine_sro
-    from crystaldl.diffuse.sro_models import refine_interactions
-    from crystaldl.diffuse.sro_result import SROFit
-    from crystaldl.diffuse.sro_sites import Site
-    from crystaldl.diffuse.volume import DiffuseVolume
-    from crystaldl.examples import load_example
-    from crystaldl.files import read, save
-    from crystaldl.powder.classify import Classification, classify_patterns
-    from crystaldl.powder.pattern import PowderPattern
-    from crystaldl.stem.bragg import table_of
-    from crystaldl.stem.datacube import DataCube
-    from crystaldl.stem.strain import fit_strain
-    from crystaldl.stem.strain_details import StrainOptions
+    from .diffuse.compare import FormFactorComparison, compare_form_factors
+    from .diffuse.molecular import Molecule
+    from .diffuse.separation import Separation
+    from .diffuse.sro import refine_sro
+    from .diffuse.sro_models import refine_interactions
+    from .diffuse.sro_result import SROFit
+    from .diffuse.sro_sites import Site
+    from .diffuse.volume import DiffuseVolume
+    from .examples import load_example
+    from .files import read, save
+    from .powder.classify import Classification, classify_patterns
+    from .powder.pattern import PowderPattern
+    from .stem.bragg import table_of
+    from .stem.datacube import DataCube
+    from .stem.strain import fit_strain
+    from .stem.strain_details import StrainOptions
 
 __version__ = "0.1.0"
 

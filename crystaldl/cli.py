@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from crystaldl import __version__
-from crystaldl.commands import completion, diffuse, powder, stem
-from crystaldl.commands.common import BAD_INPUT, DONE, EXPECTED, INTERRUPTED, say, table, write_json
-from crystaldl.errors import PlausibilityWarning
-from crystaldl.models.registry import ModelCard, registry
+
+from .commands import completion, diffuse, powder, stem
+from .commands.common import BAD_INPUT, DONE, EXPECTED, INTERRUPTED, say, table, write_json
+from .errors import PlausibilityWarning
+from .models.registry import ModelCard, registry
 
 #: columns of a terminal that tables keep to
 WIDTH = 120
@@ -159,7 +160,7 @@ def _add_demo(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from crystaldl.demo import run
+    from .demo import run
 
     return run(args.out, as_json=args.json)
 

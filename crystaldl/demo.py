@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crystaldl.storage.atomic import write_figure, write_text
+from .storage.atomic import write_figure, write_text
 
 if TYPE_CHECKING:
-    from crystaldl.powder.classify import Classification
+    from .powder.classify import Classification
 
 __all__ = ["JOBS", "Report", "diffuse", "powder", "run", "stem"]
 
@@ -77,8 +77,8 @@ def run(out: str | Path = "demo_output", as_json: bool = False) -> int:
 
 def powder(folder: Path) -> Report:
     """Classify the sample powder scans; draws ``powder.png``."""
-    from crystaldl.examples import example_facts, examples, load_example
-    from crystaldl.powder.classify import classify_patterns
+    from .examples import example_facts, examples, load_example
+    from .powder.classify import classify_patterns
 
     names = [name for name in examples() if name.startswith("powder/")]
     facts = [example_facts(name) for name in names]
@@ -166,7 +166,7 @@ def _powder_figure(results: Sequence[Classification], facts: Sequence[dict[str, 
 def _powder_panel(ax: Any, result: Classification, fact: dict[str, Any]) -> None:
     import numpy as np
 
-    from crystaldl.powder.plot import typeset_symbol
+    from .powder.plot import typeset_symbol
 
     pattern, truth = result.pattern, _main_phase(fact)
     y = np.sqrt(pattern.intensity)
@@ -192,7 +192,7 @@ def _powder_panel(ax: Any, result: Classification, fact: dict[str, Any]) -> None
 
 def diffuse(folder: Path) -> Report:
     """Separate the sample plane and refine its order parameters; draws ``diffuse.png``."""
-    from crystaldl.examples import example_facts, load_example
+    from .examples import example_facts, load_example
 
     name = "diffuse/hk0_poisson"
     facts, plane = example_facts(name), load_example(name)
@@ -225,9 +225,9 @@ def stem(folder: Path) -> Report:
     """Find the Bragg disks of the sample scan and map its strain; draws ``strain.png``."""
     import numpy as np
 
-    from crystaldl.examples import example_facts, load_example
-    from crystaldl.stem.bragg import table_of
-    from crystaldl.stem.strain import fit_strain
+    from .examples import example_facts, load_example
+    from .stem.bragg import table_of
+    from .stem.strain import fit_strain
 
     name = "stem/strained_scan"
     facts, cube = example_facts(name), load_example(name)

@@ -7,12 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crystaldl.errors import DataError
+from .errors import DataError
 
 if TYPE_CHECKING:
-    from crystaldl.diffuse.volume import DiffuseVolume
-    from crystaldl.powder.pattern import PowderPattern
-    from crystaldl.stem.datacube import DataCube
+    from .diffuse.volume import DiffuseVolume
+    from .powder.pattern import PowderPattern
+    from .stem.datacube import DataCube
 
 __all__ = ["example_facts", "example_file", "examples", "load_example"]
 
@@ -120,13 +120,13 @@ def load_example(name: str) -> PowderPattern | DiffuseVolume | DataCube:
     """
     path = example_file(name)
     if name.startswith("diffuse/"):
-        from crystaldl.diffuse.volume import DiffuseVolume
+        from .diffuse.volume import DiffuseVolume
 
         return DiffuseVolume.from_file(path)
     if name.startswith("stem/"):
-        from crystaldl.stem.datacube import DataCube
+        from .stem.datacube import DataCube
 
         return DataCube.from_file(path)
-    from crystaldl.powder.pattern import PowderPattern
+    from .powder.pattern import PowderPattern
 
     return PowderPattern.from_file(path)

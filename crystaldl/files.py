@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from crystaldl.errors import FileFormatError
+from .errors import FileFormatError
 
 __all__ = ["read", "save"]
 
@@ -86,7 +86,7 @@ def read(path: str | os.PathLike) -> Any:
         Not HDF5, damaged, larger than this machine, or nothing that is known. Measured data in formats of other programs
         are read by ``PowderPattern.from_file``, ``DiffuseVolume.from_file`` and ``DataCube.from_file``.
     """
-    from crystaldl.storage.hdf5 import open_hdf5
+    from .storage.hdf5 import open_hdf5
 
     with open_hdf5(path, _EXPECTED, load=False) as file:
         kind = _kind(file, Path(path).name)
@@ -106,7 +106,7 @@ def _kind(file: Any, name: str) -> str:
     """Class of the object in an open file: as noted, else by what it looks like."""
     import h5py
 
-    from crystaldl.storage.records import class_of
+    from .storage.records import class_of
 
     kind = class_of(file)
     if kind in _WINGS or kind == "Node":

@@ -174,7 +174,7 @@ class TestTrain:
 
     def test_resume_from_nothing(self, capsys, tmp_path):
         pytest.importorskip("lightning")
-        pytest.importorskip("crystaldl.powder.recipe")
+        pytest.importorskip("crystaldl.powder.recipe.training")
         arguments = ("--size", "smoke", "--max-steps", "2", "--device", "cpu", "--out", tmp_path)
         code, _, err = run(capsys, "train", "powder", *arguments, "--resume", tmp_path / "nowhere")
         assert code == 2 and "holds no checkpoint" in err.splitlines()[-1]

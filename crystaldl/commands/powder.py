@@ -117,7 +117,7 @@ def add_train(wings: Any) -> None:
 
 
 def _train(args: Any) -> int:
-    from ..powder.recipe import train_command
+    from ..powder.recipe.training import train_command
 
     return run_training(train_command, args)
 
@@ -139,7 +139,7 @@ def add_evaluate(wings: Any) -> None:
 
 
 def _evaluate(args: Any) -> int:
-    from ..powder.evaluate import evaluate_command
+    from ..powder.recipe.evaluate import evaluate_command
 
     sys.stdout.write(evaluate_command(args))
     return DONE

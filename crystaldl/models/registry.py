@@ -14,8 +14,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crystaldl.errors import ModelIntegrityError, UnknownModelError
-from crystaldl.storage.atomic import write_bytes, write_text
+from ..errors import ModelIntegrityError, UnknownModelError
+from ..storage.atomic import write_bytes, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crystaldl.errors import DeviceError
+from ..errors import DeviceError
 
 if TYPE_CHECKING:
     import torch

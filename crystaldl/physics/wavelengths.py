@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
-from crystaldl.errors import PlausibilityWarning, WavelengthError
+from ..errors import PlausibilityWarning, WavelengthError
 
 __all__ = ["LINES", "Radiation", "known_names", "resolve_radiation"]
 

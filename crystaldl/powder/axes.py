@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crystaldl.errors import DataError
+from ..errors import DataError
 
 __all__ = ["d_to_two_theta", "inverse_d_to_two_theta", "q_to_two_theta", "two_theta_to_inverse_d"]
 

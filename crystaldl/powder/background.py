@@ -8,8 +8,8 @@ from numbers import Real
 
 import numpy as np
 
-from crystaldl.errors import DataError
-from crystaldl.powder.transform import counting_sigma
+from ..errors import DataError
+from .transform import counting_sigma
 
 __all__ = ["METHODS", "estimate_background", "subtract"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from ..errors import DataError
 from ..physics.lattice import cell_volume, metric_tensor
 from ..physics.wavelengths import Radiation
-from . import autoindex_kernels as kernels
 from .axes import inverse_d_to_two_theta
-from .bravais import BRAVAIS, HIGHEST_GROUP, cell_of, metric_of, niggli_cell
+from .indexing import autoindex_kernels as kernels
+from .indexing.bravais import BRAVAIS, HIGHEST_GROUP, cell_of, metric_of, niggli_cell
 from .peaks import PeakList
 
 SHIFTS = ("zero", "displacement", "none")

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..physics.lattice import cell_volume
 from .axes import inverse_d_to_two_theta
-from .bravais import system_of
 from .cell_refinement import cell_cif, predicted_lines, refine_cell, shifted, with_uncertainty
+from .indexing.bravais import system_of
 from .peaks import PeakList
 
 __all__ = ["Cell", "CellSearch", "IndexedLines"]
@@ -147,7 +147,7 @@ class Cell:
 
     def to_cif(self, path) -> Path:
         """Write the cell, its standard uncertainties and the highest space group of its lattice as CIF (no atoms)."""
-        from crystaldl.storage.atomic import write_text
+        from ..storage.atomic import write_text
 
         write_text(Path(path), cell_cif(self))
         return Path(path)
@@ -188,7 +188,7 @@ class CellSearch:
     peaks : PeakList, the lines
     pattern : PowderPattern or None, where the lines come from
     seconds : float, that the search took
-    options : the settings of the search, `crystaldl.powder.autoindex.IndexOptions`
+    options : the settings of the search, `crystaldl.powder.indexing.autoindex.IndexOptions`
     """
 
     cells: tuple[Cell, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crystaldl.errors import DataError
+from ..errors import DataError
 
 __all__ = ["MIN_POINTS", "check_axis", "check_intensity", "check_sigma"]
 

@@ -299,7 +299,7 @@ def _arbitrate(logits, evidence, arbiter: ModelCard, blind: bool) -> np.ndarray:
     """The arbiter's logits (B, 230)."""
     import torch
 
-    from .evidence import ARRAYS
+    from .indexing.evidence import ARRAYS
 
     stack = [np.stack([getattr(e, name) for e in evidence]).astype(np.float32) for name in ARRAYS]
     with torch.inference_mode():
@@ -330,9 +330,9 @@ class _Known:
         return self.network.groups.cpu().numpy().astype(int) + 1
 
     def cells(self) -> list:
-        """Cells of the families that each pattern looks like, as `crystaldl.powder.evidence.gather_evidence` takes them."""
-        from .autoindex import Pool
-        from .bravais import metric_of
+        """Cells of the families that each pattern looks like, as `gather_evidence` takes them."""
+        from .indexing.autoindex import Pool
+        from .indexing.bravais import metric_of
 
         cells, groups = self.network.cells.cpu().numpy().reshape(-1, 6), self.groups
         out = []
@@ -375,7 +375,7 @@ def _search_agrees(lattices, unexplained, system: str, recognised: float) -> boo
 
 def _decisions(evidence, p) -> list[tuple]:
     """Lattices and foreign lines of each pattern, all evidence weighed."""
-    from .evidence import decided
+    from .indexing.evidence import decided
 
     bravais = np.stack([np.bincount(bravais_of_group(), weights=row, minlength=len(BRAVAIS_LATTICES)) for row in p])
     return [decided(e, b) for e, b in zip(evidence, bravais, strict=True)]
@@ -394,7 +394,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str, recogn
     logits, judge, evidence = out["logits"], entry, None
     looked = _look(inputs, entry, method) if recognise else None
     if arbiter is not None:
-        from .evidence import gather_evidence
+        from .indexing.evidence import gather_evidence
         from .prepare import normalise
 
         hints = looked.cells() if looked else None

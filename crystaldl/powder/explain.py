@@ -12,8 +12,8 @@ from ..physics.symmetry import (
     extinction_symbols,
     symbols,
 )
-from .absences import expected_intensity, forbidden_lines, line_likelihoods
 from .axes import inverse_d_to_two_theta
+from .indexing.absences import expected_intensity, forbidden_lines, line_likelihoods
 
 
 def explanation(result) -> str:

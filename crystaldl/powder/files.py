@@ -34,7 +34,7 @@ def _peaks() -> Record:
 
 
 def _lattice() -> Record:
-    from .evidence import Lattice
+    from .indexing.evidence import Lattice
 
     return Record(Lattice, {"cell": "Å and degrees", "zero": "degrees"})
 

@@ -10,11 +10,11 @@ from numbers import Real
 import numpy as np
 
 from ..errors import DataError
-from .allowed_lines import allowed_score
-from .autoindex import SYSTEMS, IndexOptions, Lattice, LineTable, convincing, find_lattices, line_table
-from .bravais import metric_of
 from .cell_refinement import build_cell, peaks_from
 from .cells import CellSearch
+from .indexing.allowed_lines import allowed_score
+from .indexing.autoindex import SYSTEMS, IndexOptions, Lattice, LineTable, convincing, find_lattices, line_table
+from .indexing.bravais import metric_of
 from .peaks import PeakList
 
 __all__ = ["index_pattern"]
@@ -39,7 +39,7 @@ def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> 
     if given or late or _settled(found, lines, options):
         found = _with_absences(found, lines, options)
     else:
-        from .profile_search import with_profile
+        from .indexing.profile_search import with_profile
 
         found = with_profile(_with_absences(found, lines, options), pattern, lines, options)
     merged = _merged(peaks, lines)
@@ -93,7 +93,7 @@ def _number(value, name: str, low: float, high: float, unit: str, whole: bool = 
 
 
 def _with_absences(found: list[Lattice], lines: LineTable, options: IndexOptions) -> list[Lattice]:
-    """The lattices scored with absent lines in mind, see `crystaldl.powder.allowed_lines`, best first."""
+    """The lattices scored with absent lines in mind, see `crystaldl.powder.indexing.allowed_lines`, best first."""
     scored = [
         replace(c, score=allowed_score(c.bravais, metric_of(c.cell), c.zero, lines, options)[0]) for c in found
     ]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crystaldl.physics.wavelengths import Radiation
-from crystaldl.powder.linesearch import Proposal, Sampled, kalpha2_position
+from ..physics.wavelengths import Radiation
+from .linesearch import Proposal, Sampled, kalpha2_position
 
 __all__ = ["Lines", "choose_doublet", "fit_lines", "profile", "split_lines"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d, percentile_filter, uniform_filter1d
 from scipy.signal import fftconvolve
 
-from crystaldl.powder.transform import counting_sigma
+from .transform import counting_sigma
 
 __all__ = ["Proposal", "Sampled", "kalpha2_position", "line_width", "sample", "search"]
 

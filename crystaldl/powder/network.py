@@ -381,7 +381,7 @@ class LatticeArbiter(nn.Module):
     network's opinion and without.
 
     Inputs: ``logits`` (B, 230) of the network; ``scores`` (B, 14, 3), ``profile`` (B, 14, 10), ``facts`` (B, 8) and
-    ``absences`` (B, 3, 99) of the search (see `crystaldl.powder.evidence.Evidence`); ``blind`` (B,) bool, answer without
+    ``absences`` (B, 3, 99) of the search (see `crystaldl.powder.indexing.evidence.Evidence`); ``blind`` (B,) bool, answer without
     the network, from its prior and the search alone (drawn at random in training, so that the search can stand alone).
     """
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from crystaldl.errors import DataError
-from crystaldl.physics.wavelengths import Radiation, resolve_radiation
-from crystaldl.powder import axes, transform
-from crystaldl.powder.checks import check_axis, check_intensity, check_sigma
+from ..errors import DataError
+from ..physics.wavelengths import Radiation, resolve_radiation
+from . import axes, transform
+from .checks import check_axis, check_intensity, check_sigma
 
 __all__ = ["PowderPattern"]
 
@@ -116,7 +116,7 @@ class PowderPattern:
         ------
         FileNotFoundError, FileFormatError, WavelengthError
         """
-        from crystaldl.powder.readers import read_pattern
+        from .readers.read import read_pattern
 
         return read_pattern(path, wavelength)
 
@@ -233,7 +233,7 @@ class PowderPattern:
         width : float, optional
             Features narrower than this (degrees 2θ) are kept; by default from the data.
         """
-        from crystaldl.powder.background import subtract
+        from .background import subtract
 
         return subtract(self, method, width)
 
@@ -249,7 +249,7 @@ class PowderPattern:
         max_peaks : int, optional
             Keep only so many, the most significant.
         """
-        from crystaldl.powder.peaks import find_peaks
+        from .peaks import find_peaks
 
         return find_peaks(self, min_significance, max_peaks)
 
@@ -258,7 +258,7 @@ class PowderPattern:
 
         Arguments as those of `crystaldl.powder.classify.classify_patterns`.
         """
-        from crystaldl.powder.classify import classify_patterns
+        from .classify import classify_patterns
 
         options = {"device": device, "model": model, "recognise": recognise}
         return classify_patterns([self], method=method, progress=False, **options)[0]
@@ -292,7 +292,7 @@ class PowderPattern:
         DataError
             Fewer than four lines, or an argument that cannot be meant.
         """
-        from crystaldl.powder.index import index_pattern
+        from .index import index_pattern
 
         return index_pattern(self, peaks, systems=systems, progress=progress, **settings)
 
@@ -307,14 +307,14 @@ class PowderPattern:
         peaks : bool or PeakList, optional
             Ticks at these lines; True finds them.
         """
-        from crystaldl.powder.plot import plot_pattern
+        from .plot import plot_pattern
 
         lines = self.peaks() if peaks is True else None if peaks is False else peaks
         return plot_pattern(self, ax, axis=axis, scale=scale, peaks=lines)
 
     def save(self, path) -> Path:
         """Write what `from_file` reads back: ``.xy``, ``.xye`` (with sigma) or ``.csv``; ``.h5`` (EMD 1.0) keeps everything."""
-        from crystaldl.powder.writers import write_pattern
+        from .writers import write_pattern
 
         return write_pattern(self, path)
 

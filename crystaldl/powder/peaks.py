@@ -11,11 +11,11 @@ from numbers import Real
 
 import numpy as np
 
-from crystaldl.errors import DataError
-from crystaldl.physics.wavelengths import Radiation
-from crystaldl.powder import axes
-from crystaldl.powder.linefit import Lines, choose_doublet, fit_lines, split_lines
-from crystaldl.powder.linesearch import Sampled, line_width, sample, search
+from ..errors import DataError
+from ..physics.wavelengths import Radiation
+from . import axes
+from .linefit import Lines, choose_doublet, fit_lines, split_lines
+from .linesearch import Sampled, line_width, sample, search
 
 __all__ = ["PeakList", "find_peaks"]
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from crystaldl.errors import DataError
+from ..errors import DataError
 
 __all__ = ["plot_classification", "plot_pattern", "typeset_symbol"]
 
@@ -76,7 +76,7 @@ def _positions(pattern, peaks, axis: str) -> np.ndarray:
     """Line positions on the axis drawn, by the axis' own wavelength, so that ticks sit on the drawn lines."""
     if axis == "two_theta":
         return peaks.position
-    from crystaldl.powder.axes import two_theta_to_inverse_d
+    from .axes import two_theta_to_inverse_d
 
     inverse_d = two_theta_to_inverse_d(peaks.position, pattern.wavelength)
     return 2 * np.pi * inverse_d if axis == "q" else 1 / inverse_d
@@ -217,7 +217,7 @@ def plot_classification(result, n: int = 5, scale: str = "sqrt"):
 def _draw_background(ax, pattern) -> None:
     if pattern.background_subtracted or pattern.background is not None:
         return
-    from crystaldl.powder.background import estimate_background
+    from .background import estimate_background
 
     background = estimate_background(pattern.two_theta, pattern.intensity)
     ax.plot(pattern.two_theta, background, color=_RED, lw=0.9, ls="--", zorder=4)
@@ -229,7 +229,7 @@ def _verdict(result) -> str:
 
 
 def _system_of(number: int) -> str:
-    from crystaldl.physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP
+    from ..physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP
 
     return CRYSTAL_SYSTEMS[SYSTEM_OF_GROUP[number - 1]]
 
@@ -268,7 +268,7 @@ def _small_print(result) -> str:
 @cache
 def _spaced_symbols() -> dict[str, tuple[str, ...]]:
     """Short symbol -> its parts.  Only the spaced form tells P 3 2 1 (150) from P 32 (145) followed by 1."""
-    from crystaldl.physics.symmetry import space_group, symbols
+    from ..physics.symmetry import space_group, symbols
 
     out = {}
     for number, short in enumerate(symbols(), start=1):

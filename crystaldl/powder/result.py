@@ -24,8 +24,8 @@ from .pattern import PowderPattern
 
 if TYPE_CHECKING:
     from .cells import Cell
-    from .evidence import Lattice
     from .families import KnownCrystal
+    from .indexing.evidence import Lattice
 
 
 #: summed height of lines foreign to the best lattice (strongest line 1) above which an answer is not confident

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from crystaldl.errors import DataError, WavelengthError
-from crystaldl.physics.wavelengths import Radiation, resolve_radiation
-from crystaldl.powder import axes
+from ..errors import DataError, WavelengthError
+from ..physics.wavelengths import Radiation, resolve_radiation
+from . import axes
 
 __all__ = ["counting_sigma", "crop", "rebin", "strip_kalpha2", "to_wavelength"]
 

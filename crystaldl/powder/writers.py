@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from crystaldl.errors import DataError
-from crystaldl.storage.atomic import write_text
-from crystaldl.storage.records import ENDINGS
+from ..errors import DataError
+from ..storage.atomic import write_text
+from ..storage.records import ENDINGS
 
 __all__ = ["write_pattern"]
 
@@ -22,7 +22,7 @@ def write_pattern(pattern, path) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() in ENDINGS:
-        from crystaldl.powder.files import RECORDS
+        from .files import RECORDS
 
         return RECORDS.save(path, pattern)
     separator = _SEPARATOR.get(path.suffix.lower())

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from crystaldl.errors import CrystaldlError, FileFormatError
-
+from ..errors import CrystaldlError, FileFormatError
 from .heaps import check_heaps, check_text
 
 __all__ = [

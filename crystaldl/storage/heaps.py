@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from crystaldl.errors import FileFormatError
+from ..errors import FileFormatError
 
 __all__ = ["check_heaps", "check_text"]
 

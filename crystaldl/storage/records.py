@@ -20,8 +20,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from crystaldl import __version__
-from crystaldl.errors import DataError, FileFormatError
 
+from ..errors import DataError, FileFormatError
 from .atomic import replacing
 from .hdf5 import open_hdf5
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crystaldl.errors import ModelIntegrityError
+from ..errors import ModelIntegrityError
 
 SHARD_BYTES = 15_000_000  # files stay under 16 MB, so that a checkpoint travels through hosts with a size limit
 STATE_FILE = "state.json"

@@ -27,16 +27,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from crystaldl import __version__
-from crystaldl.errors import ModelIntegrityError
-from crystaldl.physics.device import resolve_device
-from crystaldl.training.checkpoint import (
+
+from ..errors import ModelIntegrityError
+from ..physics.device import resolve_device
+from .checkpoint import (
     load_checkpoint_weights,
     pack_optimizer,
     read_checkpoint,
     unpack_optimizer,
     write_checkpoint,
 )
-from crystaldl.training.options import Task, TrainOptions, TrainResult
+from .options import Task, TrainOptions, TrainResult
 
 __all__ = ["Task", "TrainOptions", "TrainResult", "load_checkpoint_weights", "train"]
 

@@ -19,8 +19,8 @@ from crystaldl.physics.random_crystals import random_crystal
 from crystaldl.physics.reflections import lorentz_polarisation, powder_lines
 from crystaldl.powder.frequencies import group_shares
 from crystaldl.powder.prepare import has_doublet, npcnn_input, prepare, subtract_background
+from crystaldl.powder.recipe.stream import CrystalSource, build_lines
 from crystaldl.powder.simulate import Conditions, simulate
-from crystaldl.powder.stream import CrystalSource, build_lines
 
 WAVELENGTH = 1.54184
 LIMITS = 2 * np.sin(np.radians([2.5, 45.0])) / WAVELENGTH  # 2θ from 5 to 90°

@@ -42,7 +42,7 @@ def peaks():
 
 @cache
 def classification():
-    from crystaldl.powder.evidence import Lattice
+    from crystaldl.powder.indexing.evidence import Lattice
     from crystaldl.powder.result import Classification
 
     p = np.random.default_rng(0).dirichlet(np.full(230, 0.1))

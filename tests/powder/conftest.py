@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from crystaldl.powder.frequencies import UNIFORM_SHARE, group_shares
+from crystaldl.powder.recipe.stream import CrystalSource, build_lines
 from crystaldl.powder.simulate import Conditions, LineLibrary
-from crystaldl.powder.stream import CrystalSource, build_lines
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from crystaldl.physics.symmetry import extinction_of_group, space_group
-from crystaldl.powder import trials as trials_module
-from crystaldl.powder.allowed_lines import NEIGHBOURHOOD, _nearest_allowed, allowed_score, multiplicity
-from crystaldl.powder.autoindex import FLOORS, PRICE, TAIL, IndexOptions, LineTable, Pool
-from crystaldl.powder.bravais import cell_of, derivative_index, metric_of, niggli_cell, shortest_vector
 from crystaldl.powder.frequencies import extinction_shares, group_shares
+from crystaldl.powder.indexing import trials as trials_module
+from crystaldl.powder.indexing.allowed_lines import NEIGHBOURHOOD, _nearest_allowed, allowed_score, multiplicity
+from crystaldl.powder.indexing.autoindex import FLOORS, PRICE, TAIL, IndexOptions, LineTable, Pool
+from crystaldl.powder.indexing.bravais import cell_of, derivative_index, metric_of, niggli_cell, shortest_vector
+from crystaldl.powder.indexing.search_kernels import LATTICES, SHORTEST, _shortest
+from crystaldl.powder.indexing.sieve import make_sieve
+from crystaldl.powder.indexing.trials import trial_lattices
 from crystaldl.powder.prepare import REFERENCE_WAVELENGTH, common_axis
-from crystaldl.powder.search_kernels import LATTICES, SHORTEST, _shortest
-from crystaldl.powder.sieve import make_sieve
-from crystaldl.powder.trials import trial_lattices
 
 OPTIONS = IndexOptions(impurities=3.0)
 

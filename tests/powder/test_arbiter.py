@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from crystaldl.physics.symmetry import BRAVAIS_LATTICES, SYSTEM_OF_GROUP, bravais_of_group, extinction_of_group
-from crystaldl.powder import arbiter
-from crystaldl.powder.arbiter import (
+from crystaldl.powder.indexing.evidence import ARRAYS, FLOOR
+from crystaldl.powder.network import ArbiterMember, LatticeArbiter
+from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
+from crystaldl.powder.recipe import arbiter
+from crystaldl.powder.recipe.arbiter import (
     SearchTable,
     arbiter_logits,
     blind_prior,
@@ -20,10 +23,7 @@ from crystaldl.powder.arbiter import (
     look_alike_weight,
     search_table,
 )
-from crystaldl.powder.evidence import ARRAYS, FLOOR
-from crystaldl.powder.network import ArbiterMember, LatticeArbiter
-from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
-from crystaldl.powder.recipe import training_prior
+from crystaldl.powder.recipe.training import training_prior
 
 BRAVAIS = bravais_of_group()
 

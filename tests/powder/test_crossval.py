@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crystaldl.physics.symmetry import SYSTEM_OF_GROUP
-from crystaldl.powder.crossval import (
+from crystaldl.powder.recipe.crossval import (
     apply_calibration,
     calibrated_out_of_fold,
     figures,
@@ -18,7 +18,7 @@ from crystaldl.powder.crossval import (
     softmax,
     system_probabilities,
 )
-from crystaldl.powder.measured import MeasuredSet
+from crystaldl.powder.recipe.measured import MeasuredSet
 from crystaldl.powder.simulate import simulate
 
 
@@ -59,7 +59,7 @@ def test_systems_are_sums():
 
 
 def test_natural_frequencies_keep_the_balance_of_systems():
-    from crystaldl.powder.recipe import training_prior
+    from crystaldl.powder.recipe.training import training_prior
 
     natural = training_prior() * np.exp(natural_log_ratio())
     assert np.bincount(SYSTEM_OF_GROUP, weights=natural) == pytest.approx(np.bincount(SYSTEM_OF_GROUP, weights=training_prior()))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from crystaldl import cli
-from crystaldl.powder import evaluate
-from crystaldl.powder.crossval import figures
-from crystaldl.powder.measured import MeasuredSet
 from crystaldl.powder.prepare import AXIS_POINTS
+from crystaldl.powder.recipe import evaluate
+from crystaldl.powder.recipe.crossval import figures
+from crystaldl.powder.recipe.measured import MeasuredSet
 from crystaldl.powder.simulate import LineLibrary, Patterns
 
 NOWHERE = Path(".")  # a directory: nothing in it is read

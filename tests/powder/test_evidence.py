@@ -9,8 +9,8 @@ import torch
 from crystaldl import PowderPattern
 from crystaldl.physics.lattice import metric_tensor
 from crystaldl.physics.symmetry import BRAVAIS_LATTICES, extinction_of_group
-from crystaldl.powder.bravais import cell_of, lattice_lengths, metric_of, niggli_cell
-from crystaldl.powder.evidence import (
+from crystaldl.powder.indexing.bravais import cell_of, lattice_lengths, metric_of, niggli_cell
+from crystaldl.powder.indexing.evidence import (
     ABSENCES,
     ARRAYS,
     EXTINCTION_GROUPS,
@@ -23,10 +23,10 @@ from crystaldl.powder.evidence import (
     pattern_evidence,
     unexplained_lines,
 )
-from crystaldl.powder.extinction import groups_of_lattice, predicted_reflections
+from crystaldl.powder.indexing.extinction import groups_of_lattice, predicted_reflections
+from crystaldl.powder.indexing.search_kernels import MARGIN, SHORTEST
+from crystaldl.powder.indexing.trials import metric_of_search
 from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
-from crystaldl.powder.search_kernels import MARGIN, SHORTEST
-from crystaldl.powder.trials import metric_of_search
 
 CELLS = {
     "aP": (5.1, 6.2, 7.3, 90, 90, 90), "mP": (5.1, 6.2, 7.3, 90, 106, 90), "mC": (9.8, 8.4, 5.3, 90, 78, 90),

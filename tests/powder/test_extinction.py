@@ -16,7 +16,7 @@ from crystaldl.physics.symmetry import (
     extinction_symbols,
     space_group,
 )
-from crystaldl.powder.extinction import extinction_evidence, groups_of_lattice, predicted_reflections
+from crystaldl.powder.indexing.extinction import extinction_evidence, groups_of_lattice, predicted_reflections
 from crystaldl.powder.prepare import REFERENCE_WAVELENGTH
 
 LIMITS = np.log(2 * np.sin(np.radians(np.array([5.0, 80.0]) / 2)) / REFERENCE_WAVELENGTH)

@@ -11,7 +11,6 @@ import torch
 import crystaldl as cdl
 from crystaldl.physics.crystals import Crystal
 from crystaldl.physics.symmetry import bravais_of_group
-from crystaldl.powder import family_recipe as recipe
 from crystaldl.powder.families import (
     KnownCrystal,
     by_group,
@@ -21,9 +20,10 @@ from crystaldl.powder.families import (
     mix,
     named,
 )
-from crystaldl.powder.measured import MeasuredSet
 from crystaldl.powder.network import FamilyNet
 from crystaldl.powder.prepare import SPECTRUM_POINTS, prepare
+from crystaldl.powder.recipe import families as recipe
+from crystaldl.powder.recipe.measured import MeasuredSet
 from crystaldl.powder.simulate import simulate
 
 LIBRARY = [Crystal([12], [[0, 0, 0]], (4, 5, 6, 90, 90, 90), n, name) for n, name in

@@ -9,8 +9,10 @@ import pytest
 
 from crystaldl.errors import DataError
 from crystaldl.physics.lattice import cell_volume, inverse_d
-from crystaldl.powder.autoindex import IndexOptions, line_table
-from crystaldl.powder.bravais import (
+from crystaldl.powder.cell_refinement import build_cell, fit_cell, peaks_from, predicted_lines, with_uncertainty
+from crystaldl.powder.index import check_options
+from crystaldl.powder.indexing.autoindex import IndexOptions, line_table
+from crystaldl.powder.indexing.bravais import (
     BRAVAIS,
     HIGHEST_GROUP,
     cell_of,
@@ -20,8 +22,6 @@ from crystaldl.powder.bravais import (
     niggli_cell,
     same_lattice,
 )
-from crystaldl.powder.cell_refinement import build_cell, fit_cell, peaks_from, predicted_lines, with_uncertainty
-from crystaldl.powder.index import check_options
 from crystaldl.powder.pattern import PowderPattern
 
 matplotlib.use("Agg")

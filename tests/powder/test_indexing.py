@@ -10,10 +10,9 @@ import pytest
 
 from crystaldl.physics.lattice import cell_volume, inverse_d
 from crystaldl.physics.symmetry import space_group
-from crystaldl.powder.bravais import cell_of
-from crystaldl.powder.indexing import lattice_scores
-from crystaldl.powder.prepare import REFERENCE_WAVELENGTH
-from crystaldl.powder.search_kernels import (
+from crystaldl.powder.indexing.bravais import cell_of
+from crystaldl.powder.indexing.quick_search import lattice_scores
+from crystaldl.powder.indexing.search_kernels import (
     _CENTRING,
     _SYSTEM,
     EPSILON,
@@ -24,9 +23,10 @@ from crystaldl.powder.search_kernels import (
     _settings,
     _volume,
 )
-from crystaldl.powder.trial_indices import CODES_O, PAIRS_H, PAIRS_T, THIRDS_C, THIRDS_P, ZONES_M
-from crystaldl.powder.trials import metric_of_search
-from crystaldl.powder.zone_kernels import _reduce_zone, find_zones
+from crystaldl.powder.indexing.trial_indices import CODES_O, PAIRS_H, PAIRS_T, THIRDS_C, THIRDS_P, ZONES_M
+from crystaldl.powder.indexing.trials import metric_of_search
+from crystaldl.powder.indexing.zone_kernels import _reduce_zone, find_zones
+from crystaldl.powder.prepare import REFERENCE_WAVELENGTH
 
 ROWS = range(len(LATTICES))
 

@@ -8,7 +8,6 @@ import torch
 
 from crystaldl.physics.lattice import two_theta_from_inverse_d
 from crystaldl.physics.symmetry import SYSTEM_OF_GROUP
-from crystaldl.powder.measured import MeasuredSet, augment, group_folds, rescale
 from crystaldl.powder.prepare import (
     AXIS_POINTS,
     CU_DOUBLET,
@@ -17,6 +16,7 @@ from crystaldl.powder.prepare import (
     find_peaks,
     strip_doublet,
 )
+from crystaldl.powder.recipe.measured import MeasuredSet, augment, group_folds, rescale
 
 AXIS = common_axis()
 

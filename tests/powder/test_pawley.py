@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from crystaldl.physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_of_group, space_group
-from crystaldl.powder.absences import absence_evidence, forbidden_lines, line_likelihoods, settings
-from crystaldl.powder.bravais import metric_of
-from crystaldl.powder.extinction import groups_of_lattice, predicted_reflections
-from crystaldl.powder.pawley import FREE_PARAMETERS, pawley_fit
+from crystaldl.powder.indexing.absences import absence_evidence, forbidden_lines, line_likelihoods, settings
+from crystaldl.powder.indexing.bravais import metric_of
+from crystaldl.powder.indexing.extinction import groups_of_lattice, predicted_reflections
+from crystaldl.powder.indexing.pawley import FREE_PARAMETERS, pawley_fit
+from crystaldl.powder.indexing.profile_kernels import add_up, columns, normal_equations
 from crystaldl.powder.prepare import AXIS_POINTS, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis
-from crystaldl.powder.profile_kernels import add_up, columns, normal_equations
 
 CELLS = {
     "cF": (5.64, 5.64, 5.64, 90, 90, 90), "tP": (4.594, 4.594, 2.959, 90, 90, 90), "hP": (4.913, 4.913, 5.405, 90, 90, 120),

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from crystaldl.physics.symmetry import SYSTEM_OF_GROUP
-from crystaldl.powder.measured import MeasuredSet
 from crystaldl.powder.network import PowderNet
-from crystaldl.powder.recipe import (
+from crystaldl.powder.recipe.measured import MeasuredSet
+from crystaldl.powder.recipe.training import (
     SYSTEM_SHARE,
     PowderTask,
     Settings,

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from crystaldl.powder import deep_search
-from crystaldl.powder import trials as trials_module
-from crystaldl.powder.autoindex import IndexOptions, Pool
-from crystaldl.powder.bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, same_lattice
-from crystaldl.powder.extinction import predicted_reflections
+from crystaldl.powder.indexing import deep_search
+from crystaldl.powder.indexing import trials as trials_module
+from crystaldl.powder.indexing.autoindex import IndexOptions, Pool
+from crystaldl.powder.indexing.bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, same_lattice
+from crystaldl.powder.indexing.extinction import predicted_reflections
+from crystaldl.powder.indexing.sieve import make_sieve
+from crystaldl.powder.indexing.sieve_kernels import reflections
+from crystaldl.powder.indexing.trials import line_table_of, trial_lattices
 from crystaldl.powder.line_scales import search_lines
 from crystaldl.powder.prepare import AXIS_POINTS, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis
-from crystaldl.powder.sieve import make_sieve
-from crystaldl.powder.sieve_kernels import reflections
-from crystaldl.powder.trials import line_table_of, trial_lattices
 
 AXIS, MASK = common_axis(), np.ones(AXIS_POINTS)
 TRICLINIC = (5.58, 7.15, 8.93, 97.2, 106.5, 91.4)

@@ -8,8 +8,7 @@ import pytest
 from crystaldl.physics.crystals import Crystal, aflow_prototypes, read_library
 from crystaldl.physics.random_crystals import random_crystal
 from crystaldl.powder.frequencies import UNIFORM_SHARE, group_shares
-from crystaldl.powder.simulate import LineLibrary
-from crystaldl.powder.stream import (
+from crystaldl.powder.recipe.stream import (
     HELD_OUT,
     CrystalSource,
     build_lines,
@@ -19,6 +18,7 @@ from crystaldl.powder.stream import (
     prototype,
     training_lines,
 )
+from crystaldl.powder.simulate import LineLibrary
 
 
 def test_prior():
@@ -58,9 +58,9 @@ def test_held_out_types(shared_data, monkeypatch):
     assert len(everything) == 1251 and abs(len(held) / len(everything) - HELD_OUT) < 0.05
     # a structure type is on one side only
     assert not {prototype(c) for c in held} & {prototype(c) for c in everything if not is_held_out(c)}
-    monkeypatch.setattr("crystaldl.powder.stream.read_library", lambda _: everything[::20])
-    monkeypatch.setattr("crystaldl.powder.stream.amcsd_file", lambda: None)
-    monkeypatch.setattr("crystaldl.powder.stream.minerals", lambda: ())
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.read_library", lambda _: everything[::20])
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.amcsd_file", lambda: None)
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.minerals", lambda: ())
     crystals, source = library_crystals(shared_data)
     assert "1,251" in source and 40 < len(crystals) <= 63
     assert all(len(c.numbers) <= 400 and c.symmetry().number == c.space_group for c in crystals)
@@ -85,19 +85,19 @@ def test_without_the_shared_data(monkeypatch, tmp_path):
     if not prototypes:
         pytest.skip("pymatgen's AFLOW prototypes are not installed")
     assert len(prototypes) > 200
-    monkeypatch.setattr("crystaldl.powder.stream.aflow_prototypes", lambda: prototypes[::8])
-    monkeypatch.setattr("crystaldl.powder.stream.amcsd_file", lambda: None)
-    monkeypatch.setattr("crystaldl.powder.stream.minerals", lambda: ())
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.aflow_prototypes", lambda: prototypes[::8])
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.amcsd_file", lambda: None)
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.minerals", lambda: ())
     for shared in (None, tmp_path):
         crystals, source = library_crystals(shared)
         assert "AFLOW" in source and 20 < len(crystals) <= 36
-    monkeypatch.setattr("crystaldl.powder.stream.aflow_prototypes", lambda: [])
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.aflow_prototypes", lambda: [])
     assert library_crystals(None)[0] == []
 
 
 def test_lines_are_cached(tmp_path, monkeypatch):
     options = {"chunks": 2, "chunk_size": 6, "seed": 1, "random_only": True}
-    monkeypatch.setattr("crystaldl.powder.stream.library_crystals", lambda shared: ([], "nothing"))
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.library_crystals", lambda shared: ([], "nothing"))
     lines = training_lines(tmp_path / "lines", None, **options)
     files = sorted(p.name for p in (tmp_path / "lines").iterdir())
     assert len(lines) == 12 and files == ["train-s1-n6-000.npz", "train-s1-n6-001.npz"]
@@ -106,7 +106,7 @@ def test_lines_are_cached(tmp_path, monkeypatch):
     def fail(*_):
         raise AssertionError("made again")
 
-    monkeypatch.setattr("crystaldl.powder.stream._build_chunk", fail)
+    monkeypatch.setattr("crystaldl.powder.recipe.stream._build_chunk", fail)
     again = training_lines(tmp_path / "lines", None, **options)
     assert isinstance(again, LineLibrary) and np.array_equal(again.q, lines.q)
 
@@ -114,9 +114,9 @@ def test_lines_are_cached(tmp_path, monkeypatch):
 def test_minerals_and_the_database_join_the_library(monkeypatch):
     places = [[0, 0, 0], [0.5, 0.5, 0.5]]
     mine, theirs = (Crystal([11, 17], places, (4, 4, 4, 90, 90, 90), 221, name) for name in "ab")
-    monkeypatch.setattr("crystaldl.powder.stream.aflow_prototypes", lambda: [])
-    monkeypatch.setattr("crystaldl.powder.stream.minerals", lambda: (mine,))
-    monkeypatch.setattr("crystaldl.powder.stream.amcsd_file", lambda: "a file")
-    monkeypatch.setattr("crystaldl.powder.stream.read_amcsd", lambda path: (theirs,))
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.aflow_prototypes", lambda: [])
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.minerals", lambda: (mine,))
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.amcsd_file", lambda: "a file")
+    monkeypatch.setattr("crystaldl.powder.recipe.stream.read_amcsd", lambda path: (theirs,))
     crystals, source = library_crystals(None)
     assert [c.name for c in crystals] == ["a", "b"] and "AMCSD" in source and "(1 structures)" in source

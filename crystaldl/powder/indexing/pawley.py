@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..prepare import AXIS_POINTS, AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH
 from . import profile_kernels as kernels
 from .extinction import predicted_reflections
-from .prepare import AXIS_POINTS, AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH
 
 MAX_LINES = 150
 _REACH = 9.0  # widths

@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 
-from crystaldl.errors import WavelengthError
-from crystaldl.physics.wavelengths import resolve_radiation
-from crystaldl.powder.checks import MIN_POINTS
-from crystaldl.powder.scan import Scan, lab_radiation, merge_scans, split_runs, uniform_axis, unusable
+from ...errors import WavelengthError
+from ...physics.wavelengths import resolve_radiation
+from ..checks import MIN_POINTS
+from .scan import Scan, lab_radiation, merge_scans, split_runs, uniform_axis, unusable
 
 __all__ = ["GSAS_BANK", "decode", "read_columns", "read_gsas", "read_ras"]
 

@@ -1,6 +1,6 @@
 """Trial lattices of a prepared pattern: of all fourteen Bravais lattices, from one list of lines, scored alike.
 
-What the quick search proposes (`indexing`, intensities count) and what autoindexing finds (`autoindex`, positions count)
+What the quick search proposes (`quick_search`, intensities count) and what autoindexing finds (`autoindex`, positions count)
 is refined on the same lines, raised to every symmetry its metric bears, and scored by the log-likelihood of `autoindex`;
 the best of every kind once more with absent lines in mind (`allowed_lines`). Cells of low symmetry are looked for only where
 no lattice of high symmetry explains the lines convincingly.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..prepare import AXIS_STEP, REFERENCE_WAVELENGTH
 from . import autoindex_kernels as kernels
 from .allowed_lines import allowed_score
 from .autoindex import (
@@ -35,8 +36,7 @@ from .autoindex import (
 )
 from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, sparser
 from .deep_search import as_primitive, descended, kin, lifted, low_symmetry, side_by_side
-from .indexing import LATTICES, LatticeScores, excess_width, lattice_scores, reliability
-from .prepare import AXIS_STEP, REFERENCE_WAVELENGTH
+from .quick_search import LATTICES, LatticeScores, excess_width, lattice_scores, reliability
 from .sieve import Sieve
 
 __all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "trial_lattices", "worth_fitting"]
@@ -73,8 +73,8 @@ class Trial:
     conventional cell, ``zero`` shift in degrees, ``score`` log-likelihood ratio less the price of free parameters.
 
     ``allowed`` is this score when only the lines that extinction groups allow are expected, ``groups`` the log-likelihood of
-    each of them relative to the best; ``profile`` the score of `crystaldl.powder.sieve.Sieve.refine` relative to the best, 0
-    where the lines alone convince.
+    each of them relative to the best; ``profile`` the score of `sieve.Sieve.refine` relative to the best, 0 where the lines
+    alone convince.
     """
 
     bravais: str

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..prepare import REFERENCE_WAVELENGTH
 from . import search_kernels as kernels
-from .prepare import REFERENCE_WAVELENGTH
 from .search_kernels import CANDIDATES, LATTICES, MARGIN
 from .trial_indices import CODES_F, CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRDS_C, THIRDS_P, ZONES_M
 from .zone_kernels import find_rectangles, find_zones

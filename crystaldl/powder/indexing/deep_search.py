@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..physics.lattice import cell_from_metric, metric_tensor
+from ...physics.lattice import cell_from_metric, metric_tensor
 from . import autoindex_kernels, zone_kernels
 from .autoindex import IndexOptions, LineTable, Pool, distinct, high_symmetry
 from .bravais import cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, reciprocal_metric

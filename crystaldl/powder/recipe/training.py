@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..physics.symmetry import SYSTEM_OF_GROUP
-from .frequencies import group_shares
+from ...physics.symmetry import SYSTEM_OF_GROUP
+from ..frequencies import group_shares
+from ..network import NPCNN, PowderNet, level_log_probabilities, levels
+from ..prepare import Prepared, npcnn_input, prepare
+from ..simulate import DEFAULT_CONDITIONS, Conditions, LineLibrary, simulate
 from .measured import MeasuredSet, augment
-from .network import NPCNN, PowderNet, level_log_probabilities, levels
-from .prepare import Prepared, npcnn_input, prepare
-from .simulate import DEFAULT_CONDITIONS, Conditions, LineLibrary, simulate
 
 log = logging.getLogger(__name__)
 
@@ -255,8 +255,8 @@ def adaptation_settings(network: str, seed: int = 0) -> Settings:
 
 def train_command(args) -> int:
     """``crystaldl train powder``: pretraining on simulated patterns, or adaptation to measured ones (``--adapt CKPT``)."""
-    from ..training.checkpoint import read_state
-    from ..training.loop import TrainOptions, train
+    from ...training.checkpoint import read_state
+    from ...training.loop import TrainOptions, train
 
     if args.resume is not None:
         read_state(args.resume)  # says what is wrong before minutes of preparation

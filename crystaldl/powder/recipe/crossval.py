@@ -15,11 +15,11 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import minimize
 
-from ..physics.symmetry import SYSTEM_OF_GROUP
-from .frequencies import GROUP_FREQUENCY
+from ...physics.symmetry import SYSTEM_OF_GROUP
+from ..frequencies import GROUP_FREQUENCY
+from ..prepare import prepare
 from .measured import MeasuredSet, group_folds
-from .prepare import prepare
-from .recipe import NETWORKS, PowderTask, Settings, adaptation_settings, predict_logits, training_prior
+from .training import NETWORKS, PowderTask, Settings, adaptation_settings, predict_logits, training_prior
 
 log = logging.getLogger(__name__)
 FOLDS = 5
@@ -162,7 +162,7 @@ def out_of_fold_logits(
 
     Each fold's logits are kept under ``out``, so that an interrupted run goes on where it stopped.
     """
-    from ..training.loop import TrainOptions, load_checkpoint_weights, train
+    from ...training.loop import TrainOptions, load_checkpoint_weights, train
 
     settings = settings or adaptation_settings(network)
     fold = group_folds(measured.group, measured.space_group, folds)

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import DataError
-from ..physics.lattice import cell_volume
+from ...errors import DataError
+from ...physics.lattice import cell_volume
+from ..prepare import REFERENCE_WAVELENGTH, normalise
 from .allowed_lines import allowed_score
 from .autoindex import FLOORS, IndexOptions, Lattice, LineTable, Pool, unexplained
 from .bravais import (
@@ -26,7 +27,6 @@ from .bravais import (
     system_of,
 )
 from .evidence import listed_lines
-from .prepare import REFERENCE_WAVELENGTH, normalise
 from .sieve import Sieve, make_sieve
 from .trials import BEYOND, LEVEL, PROFILE_WEIGHT, WORTH, trial_lattices
 
@@ -66,7 +66,7 @@ def with_profile(found: list[Lattice], pattern, lines: LineTable, options: Index
 
 def _ready(pattern) -> tuple[np.ndarray, Sieve] | None:
     """Lines (n, 4) and sieve of a pattern; None where too little of it was measured."""
-    from .classify import on_common_axis
+    from ..classify import on_common_axis
 
     try:
         y, mask, ratio, delta = on_common_axis([pattern])

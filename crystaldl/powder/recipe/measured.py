@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .prepare import AXIS_POINTS, AXIS_START, AXIS_STEP, common_axis, to_common_axis
+from ..prepare import AXIS_POINTS, AXIS_START, AXIS_STEP, common_axis, to_common_axis
 
 #: reference of the measured development set
 RRUFF_FILE = ("powder", "rruff_measured.npz")
@@ -68,7 +68,7 @@ class MeasuredSet:
 
 def group_folds(group, space_group, folds: int = 5, seed: int = 0) -> np.ndarray:
     """Fold number of each pattern, (n,): look-alike groups are never divided; folds are balanced in crystal systems."""
-    from ..physics.symmetry import SYSTEM_OF_GROUP
+    from ...physics.symmetry import SYSTEM_OF_GROUP
 
     group, system = np.asarray(group), SYSTEM_OF_GROUP[np.asarray(space_group) - 1]
     rng = np.random.default_rng(seed)

@@ -16,8 +16,8 @@ import zlib
 
 import numpy as np
 
-from crystaldl.errors import FileFormatError
-from crystaldl.powder.scan import Scan, floats, lab_radiation, merge_scans, unusable
+from ...errors import FileFormatError
+from .scan import Scan, floats, lab_radiation, merge_scans, unusable
 
 __all__ = ["read_brml", "read_rasx", "read_xrdml", "read_zip"]
 

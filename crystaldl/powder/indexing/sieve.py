@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d, minimum_filter1d
 
+from ..prepare import AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis
 from . import profile_kernels, search_kernels
 from . import sieve_kernels as kernels
 from .autoindex import PRICE, Pool
 from .autoindex_kernels import FREE
 from .bravais import BRAVAIS, shortest_vector
 from .pawley import noise_level
-from .prepare import AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis
 
 __all__ = ["Sieve", "make_sieve"]
 

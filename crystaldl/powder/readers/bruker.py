@@ -10,7 +10,7 @@ import struct
 
 import numpy as np
 
-from crystaldl.powder.scan import MAX_POINTS, Scan, lab_radiation, merge_scans, uniform_axis, unusable
+from .scan import MAX_POINTS, Scan, lab_radiation, merge_scans, uniform_axis, unusable
 
 __all__ = ["MAGIC", "read_raw1", "read_raw2", "read_raw3", "read_raw4", "read_stoe"]
 

@@ -1,6 +1,6 @@
 """How often `PowderPattern.index` finds the true cell: figures on simulated patterns, and a table of hard cases.
 
-``python -m crystaldl.powder.benchmark --library structures.json.gz --count 30`` prints both. Patterns come from
+``python -m crystaldl.powder.recipe.benchmark --library structures.json.gz --count 30`` prints both. Patterns come from
 `crystaldl.powder.simulate` with counting noise, Kα doublet, texture, grain statistics, zero shift, displacement and
 asymmetry; lines from `PowderPattern.peaks`. A cell is right when its lattice has the reduced cell of the crystal within 1 %.
 """
@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import DataError
-from ..physics.crystals import Crystal, read_library
-from ..physics.random_crystals import random_crystal
-from ..physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, operations, space_group
-from .bravais import niggli_cell, same_lattice
-from .pattern import PowderPattern
-from .prepare import common_axis
-from .simulate import Conditions, lines_of, simulate
+from ...errors import DataError
+from ...physics.crystals import Crystal, read_library
+from ...physics.random_crystals import random_crystal
+from ...physics.symmetry import CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, operations, space_group
+from ..indexing.bravais import niggli_cell, same_lattice
+from ..pattern import PowderPattern
+from ..prepare import common_axis
+from ..simulate import Conditions, lines_of, simulate
 
 #: a laboratory instrument: Cu Kα, zero shift 0.03°, displacement 0.05° (standard deviations), peak to noise 50 … 1000
 CONDITIONS = Conditions(
@@ -179,7 +179,7 @@ def _with_impurities(peaks, count: int, seed: int):
 
 def main(arguments=None) -> str:
     """Both tables as text."""
-    parser = argparse.ArgumentParser(prog="python -m crystaldl.powder.benchmark", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m crystaldl.powder.recipe.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--library", type=Path, help="structures as JSON (gz); without it only random crystals")
     parser.add_argument("--count", type=int, default=30, help="patterns of each crystal system")
     parser.add_argument("--systems", nargs="+", choices=CRYSTAL_SYSTEMS, default=CRYSTAL_SYSTEMS)

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..physics.crystals import strain
-from ..physics.symmetry import BRAVAIS_LATTICES, SYSTEM_OF_GROUP, bravais_of_group, space_group
-from ..storage.atomic import replacing
-from .bravais import lattices_of, niggli_cell
-from .families import by_group
+from ...physics.crystals import strain
+from ...physics.symmetry import BRAVAIS_LATTICES, SYSTEM_OF_GROUP, bravais_of_group, space_group
+from ...storage.atomic import replacing
+from ..families import by_group
+from ..indexing.bravais import lattices_of, niggli_cell
+from ..network import FamilyNet
+from ..prepare import REFERENCE_WAVELENGTH, SPECTRUM_POINTS, find_peaks, normalise, spectrum_of, strip_doublet
+from ..simulate import LineLibrary, lines_of, simulate
 from .measured import MeasuredSet, augment
-from .network import FamilyNet
-from .prepare import REFERENCE_WAVELENGTH, SPECTRUM_POINTS, find_peaks, normalise, spectrum_of, strip_doublet
-from .simulate import LineLibrary, lines_of, simulate
 from .stream import is_held_out, library_crystals, texture, training_lines
 
 log = logging.getLogger(__name__)
@@ -286,7 +286,7 @@ FIRST, SECOND = 8.0, 2.0
 
 def train_families(task: FamilyTask, out: Path, minutes: float, threads: int | None = None, init: Path | None = None) -> nn.Module:
     """FamilyNet of a task after ``minutes``; its checkpoint stays in ``out``. ``init``: a checkpoint to begin with."""
-    from ..training.loop import TrainOptions, load_checkpoint_weights, train
+    from ...training.loop import TrainOptions, load_checkpoint_weights, train
 
     if not (out / "checkpoint").exists():
         options = TrainOptions(

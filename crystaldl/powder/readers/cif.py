@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from crystaldl.physics.wavelengths import Radiation, resolve_radiation
-from crystaldl.powder.axes import inverse_d_to_two_theta
-from crystaldl.powder.scan import Scan, lab_radiation, uniform_axis, unusable
+from ...physics.wavelengths import Radiation, resolve_radiation
+from ..axes import inverse_d_to_two_theta
+from .scan import Scan, lab_radiation, uniform_axis, unusable
 
 __all__ = ["looks_like_cif", "read_cif"]
 
@@ -34,7 +34,7 @@ def read_cif(content: bytes, name: str) -> Scan:
     """The first data block with a measured profile; its wavelength, or that of another block of the file."""
     from gemmi import cif
 
-    from crystaldl.powder.readers_text import decode
+    from .text import decode
 
     try:
         document = cif.read_string(decode(content, name, "a CIF"))

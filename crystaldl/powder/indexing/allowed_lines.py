@@ -17,13 +17,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..physics.symmetry import operations
+from ...physics.symmetry import operations
+from ..frequencies import extinction_shares
 from .absences import settings
 from .autoindex import FLOORS, PRICE, TAIL, IndexOptions, LineTable
 from .autoindex_kernels import FREE, SQRT_TWO_PI
 from .bravais import BRAVAIS, HIGHEST_GROUP
 from .extinction import LIMIT, groups_of_lattice, predicted_reflections
-from .frequencies import extinction_shares
 
 __all__ = ["allowed_score"]
 

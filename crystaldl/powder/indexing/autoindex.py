@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..physics.lattice import cell_volume
+from ...physics.lattice import cell_volume
 from . import autoindex_kernels as kernels
 from . import search_kernels, zone_kernels
 from .bravais import (

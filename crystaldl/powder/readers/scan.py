@@ -8,8 +8,8 @@ from numbers import Real
 
 import numpy as np
 
-from crystaldl.errors import FileFormatError
-from crystaldl.physics.wavelengths import LINES, Radiation, resolve_radiation
+from ...errors import FileFormatError
+from ...physics.wavelengths import LINES, Radiation, resolve_radiation
 
 __all__ = ["Scan", "floats", "lab_radiation", "merge_scans", "split_runs", "uniform_axis", "unusable"]
 

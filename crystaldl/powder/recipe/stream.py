@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..physics.amcsd import amcsd_file, read_amcsd
-from ..physics.crystals import Crystal, aflow_prototypes, jitter, read_library, strain, substitute
-from ..physics.minerals import minerals
-from ..physics.random_crystals import random_crystal
-from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
-from .frequencies import group_shares
-from .simulate import LineLibrary, lines_of
+from ...physics.amcsd import amcsd_file, read_amcsd
+from ...physics.crystals import Crystal, aflow_prototypes, jitter, read_library, strain, substitute
+from ...physics.minerals import minerals
+from ...physics.random_crystals import random_crystal
+from ...physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
+from ..frequencies import group_shares
+from ..simulate import LineLibrary, lines_of
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Reading measured patterns from files: detection by content first, by extension second.
 
-Each format has a function ``(bytes, file name) -> Scan`` in ``readers_text``, ``readers_bruker``, ``readers_zip`` or
-``readers_cif``; this module chooses among them and settles the wavelength.
+Each format has a function ``(bytes, file name) -> Scan`` in ``text``, ``bruker``, ``zipped`` or ``cif``; this module
+chooses among them and settles the wavelength.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from crystaldl.errors import DataError, FileFormatError, PlausibilityWarning, WavelengthError
-from crystaldl.physics.wavelengths import known_names, resolve_radiation
-from crystaldl.powder.pattern import PowderPattern
-from crystaldl.powder.scan import Scan, unusable
+from ...errors import DataError, FileFormatError, PlausibilityWarning, WavelengthError
+from ...physics.wavelengths import known_names, resolve_radiation
+from ..pattern import PowderPattern
+from .scan import Scan, unusable
 
 __all__ = ["read_pattern", "read_scan"]
 
@@ -97,7 +97,7 @@ def _starts_as_hdf5(path: Path) -> bool:
 
 def _read_emd(path: Path, given) -> PowderPattern:
     """The pattern of a file that crystaldl wrote, that of a classification too."""
-    from crystaldl.powder.files import RECORDS
+    from ..files import RECORDS
 
     found = RECORDS.open(path)
     pattern = getattr(found, "pattern", found)
@@ -127,7 +127,10 @@ def read_scan(path) -> Scan:
 
 
 def _reader(content: bytes, name: str):
-    from crystaldl.powder import readers_bruker, readers_cif, readers_text, readers_zip
+    from . import bruker as readers_bruker
+    from . import cif as readers_cif
+    from . import text as readers_text
+    from . import zipped as readers_zip
 
     head = content[:4096]
     for magic, function in readers_bruker.MAGIC.items():

@@ -1,6 +1,6 @@
 """From training runs to shipped models: weights, operating points and cards.
 
-``python -m crystaldl.powder.release --shared DIR --runs DIR`` expects under ``runs``: ``powdernet-final`` and
+``python -m crystaldl.powder.recipe.release --shared DIR --runs DIR`` expects under ``runs``: ``powdernet-final`` and
 ``npcnn-final`` (adapted to all measured patterns; what is not there is not released) and ``cv`` (out-of-fold logits of
 both, see `crossval`). Calibration and arbiter are fitted on out-of-fold logits, so that nothing is calibrated on
 patterns the weights have seen.
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..models.registry import PACKAGE_FOLDER, write_model
-from ..physics.symmetry import SYSTEM_OF_GROUP
+from ...models.registry import PACKAGE_FOLDER, write_model
+from ...physics.symmetry import SYSTEM_OF_GROUP
+from ..families import cross_validated_mix, fit_trust
+from ..network import NPCNN, PowderNet
+from ..prepare import npcnn_input
 from .arbiter import combine, cross_validated_logits, fit_arbiter, look_alike_weight
 from .crossval import FOLDS, calibrated_out_of_fold, fit_calibration, system_probabilities
-from .families import cross_validated_mix, fit_trust
 from .measured import MeasuredSet, group_folds
-from .network import NPCNN, PowderNet
-from .prepare import npcnn_input
 
 NPCNN_RANK = 96
 NAMES = {"powdernet": "powder-powdernet-v3", "npcnn": "powder-npcnn-v1", "arbiter": "powder-arbiter-v7",
@@ -89,7 +89,7 @@ def _point(row: dict) -> dict:
 
 def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLDER) -> None:
     """Write the three powder models; ``figures`` maps the names of `NAMES` to their cross-validated figures."""
-    from ..training.checkpoint import load_checkpoint_weights
+    from ...training.checkpoint import load_checkpoint_weights
     from .evaluate import measured_search, simulated_table
 
     measured = MeasuredSet.rruff(shared)
@@ -134,7 +134,7 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
 def release_families(shared, runs, fold, logits: dict, figures: dict, options) -> None:
     """Write FamilyNet; ``logits`` of methods are out of fold (n, 230), ``figures`` of each for (new crystals, known ones)."""
     from .evaluate import known_crystals, trust_tables
-    from .family_recipe import FIRST, SECOND, family_probabilities, family_task, first_stage, shipped_facts, two_stages
+    from .families import FIRST, SECOND, family_probabilities, family_task, first_stage, shipped_facts, two_stages
 
     task = family_task(shared, runs)
     model = two_stages(task, runs, runs / "families-final")
@@ -170,7 +170,7 @@ def _threshold(table: tuple, count: int) -> float:
 
 
 def _release_npcnn(runs, measured, fold, group, rows, options) -> None:
-    from ..training.checkpoint import load_checkpoint_weights
+    from ...training.checkpoint import load_checkpoint_weights
 
     model = NPCNN()
     model.load_state_dict(load_checkpoint_weights(runs / "npcnn-final" / "checkpoint"))

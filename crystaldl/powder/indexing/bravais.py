@@ -10,8 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from ..physics.crystals import find_symmetry
-from ..physics.lattice import cell_from_metric, cell_volume, metric_tensor
+from ...physics.crystals import find_symmetry
+from ...physics.lattice import cell_from_metric, cell_volume, metric_tensor
 
 __all__ = ["BRAVAIS", "HIGHEST_GROUP", "cell_of", "derivative_index", "hermite_forms", "lattice_lengths", "lattices_of",
            "metric_of", "niggli_cell", "reciprocal_metric", "same_lattice", "shortest_vector", "sparser", "system_of"]  # fmt: skip

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..physics.symmetry import SYSTEM_OF_GROUP
-from ..storage.atomic import replacing
-from .evidence import ARRAYS, gather_evidence
-from .network import LatticeArbiter, level_log_probabilities, levels
-from .prepare import normalise
-from .recipe import training_prior
+from ...physics.symmetry import SYSTEM_OF_GROUP
+from ...storage.atomic import replacing
+from ..indexing.evidence import ARRAYS, gather_evidence
+from ..network import LatticeArbiter, level_log_probabilities, levels
+from ..prepare import normalise
+from .training import training_prior
 
 STEPS, BATCH, BLIND_SHARE, MEMBERS = 600, 512, 0.3, 3
 
@@ -80,23 +80,27 @@ def kept_search_table(path, y, mask, ratio, group) -> SearchTable:
 
 
 def sources_of(module: str) -> list[Path]:
-    """Files of this folder that a module of it imports, directly or through others, and its own, in order."""
-    folder, found, todo = Path(__file__).parent, set(), [module]
+    """Files of this wing that a module of it (``"indexing/evidence"``) imports, directly or through others, and its own."""
+    wing, found = Path(__file__).parents[1], set()
+    todo = [wing / module]
     while todo:
-        source = folder / f"{todo.pop()}.py"
+        source = todo.pop().with_suffix(".py")
         if not source.is_file() or source in found:
             continue
         found.add(source)
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                todo += [node.module] if node.module else [name.name for name in node.names]
+            if isinstance(node, ast.ImportFrom) and 0 < node.level <= len(source.relative_to(wing).parts):
+                base = source.parents[node.level - 1]
+                names = node.module.split(".") if node.module else []
+                todo += [base.joinpath(*names)] if names else []
+                todo += [base.joinpath(*names, name.name) for name in node.names]
     return sorted(found)
 
 
 def _state_of(*arrays) -> str:
     """Digest of the sources that the search's evidence comes from, and of arrays."""
     digest = hashlib.sha256()
-    for source in sources_of("evidence"):
+    for source in sources_of("indexing/evidence"):
         digest.update(source.read_bytes())
     for a in arrays:
         digest.update(np.ascontiguousarray(a).tobytes())

@@ -1,6 +1,6 @@
 """The search's side of a classification: lattices that explain the lines, checked against the whole profile.
 
-The peak list proposes cells of every Bravais lattice (`indexing`, `trials`); the best of them are fitted to the pattern
+The peak list proposes cells of every Bravais lattice (`quick_search`, `trials`); the best of them are fitted to the pattern
 itself (`pawley`), which weighs every point, refines cell, zero shift and displacement, and yields the intensities from
 which absent lines are judged (`absences`, `extinction`).
 """
@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..physics.lattice import cell_volume
-from ..physics.symmetry import BRAVAIS_LATTICES
+from ...physics.lattice import cell_volume
+from ...physics.symmetry import BRAVAIS_LATTICES
+from ..line_scales import search_lines
+from ..prepare import AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis, strip_doublet
 from . import search_kernels
 from .absences import absence_evidence
 from .autoindex import Pool
 from .bravais import LATTICE_POINTS, cell_of, shortest_vector
 from .deep_search import side_by_side
 from .extinction import extinction_evidence
-from .indexing import LATTICES, MARGIN, LatticeScores
-from .line_scales import search_lines
 from .pawley import PawleyFit, pawley_fit
-from .prepare import AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis, strip_doublet
+from .quick_search import LATTICES, MARGIN, LatticeScores
 from .sieve import make_sieve
 from .trials import LEVEL, NOTHING, Trial, Trials, metric_of_search, trial_lattices, worth_fitting
 

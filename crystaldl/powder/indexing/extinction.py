@@ -15,8 +15,8 @@ from itertools import permutations
 import numpy as np
 from scipy.special import betaln
 
-from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_members, extinction_of_group, space_group
-from .prepare import REFERENCE_WAVELENGTH
+from ...physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_members, extinction_of_group, space_group
+from ..prepare import REFERENCE_WAVELENGTH
 
 LIMIT = 14  # largest |index| in the tables of extinctions
 MAX_PREDICTED = 90

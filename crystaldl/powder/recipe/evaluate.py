@@ -15,8 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
-from . import network as architectures
+from ...physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
+from .. import network as architectures
+from ..families import by_group, cross_validated_mix
+from ..prepare import common_axis, normalise, prepare
+from ..simulate import DEFAULT_CONDITIONS, LineLibrary, Patterns, simulate
 from .arbiter import SearchTable, cross_validated_logits, kept_search_table, simulated_logits
 from .crossval import (
     FOLDS,
@@ -30,13 +33,10 @@ from .crossval import (
     out_of_fold_logits,
     softmax,
 )
-from .families import by_group, cross_validated_mix
-from .family_recipe import family_probabilities, family_task, out_of_fold_families, two_stages
+from .families import family_probabilities, family_task, out_of_fold_families, two_stages
 from .measured import MeasuredSet, group_folds
-from .prepare import common_axis, normalise, prepare
-from .recipe import predict_logits
-from .simulate import DEFAULT_CONDITIONS, LineLibrary, Patterns, simulate
 from .stream import training_lines
+from .training import predict_logits
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None
     ``runs`` holds (or receives) the adaptations of each fold; pretrained weights are looked for in
     ``runs/<network>-pre/checkpoint``, made by ``crystaldl train powder --model <network> --out runs/<network>-pre``.
     """
-    from ..training.checkpoint import load_checkpoint_weights
+    from ...training.checkpoint import load_checkpoint_weights
 
     measured = MeasuredSet.rruff(shared)
     group = measured.space_group.numpy()
@@ -155,7 +155,7 @@ def _arbiter_patterns(shared: Path, runs: Path, count: int) -> tuple[LineLibrary
 
 def simulated_table(shared: Path, runs: Path, count: int = 300) -> SearchTable:
     """Search evidence and pretrained network's logits of simulated patterns of unseen structure types; kept under ``runs``."""
-    from ..training.checkpoint import load_checkpoint_weights
+    from ...training.checkpoint import load_checkpoint_weights
 
     lines, p = _arbiter_patterns(shared, runs, count)
     path = runs / "arbiter-simulated.npz"
@@ -175,7 +175,7 @@ def _patterns_for(lines: LineLibrary, seed: int, conditions=DEFAULT_CONDITIONS, 
 
 def shipped_probabilities(patterns: Patterns, method: str = "auto") -> np.ndarray:
     """Probabilities (n, 230) of a shipped method for simulated patterns, known crystals not recognised."""
-    from .classify import classify_patterns
+    from ..classify import classify_patterns
 
     results = classify_patterns(_as_patterns(patterns), method, recognise=False, progress=False)
     return np.stack([r.space_group_probabilities for r in results])
@@ -233,7 +233,7 @@ class MixtureRow:
 
 def mixtures(shared: Path, runs: Path, count: int = 100, method: str = "auto") -> dict[str, MixtureRow]:
     """Single phases and the same with 20 % of a second phase, structure types kept out of training."""
-    from .classify import classify_patterns
+    from ..classify import classify_patterns
 
     lines = _held_out(shared, runs)
     lines = lines.subset(_split(lines)[0][:count])
@@ -256,7 +256,7 @@ def mixtures(shared: Path, runs: Path, count: int = 100, method: str = "auto") -
 
 def _as_patterns(p: Patterns) -> list:
     """Simulated patterns as a user would have them: the measured points, without background."""
-    from .pattern import PowderPattern
+    from ..pattern import PowderPattern
 
     axis, out = common_axis(), []
     for y, mask, ratio in zip(p.y.numpy(), p.mask.numpy(), p.doublet_ratio.tolist(), strict=True):

@@ -1,0 +1,1 @@
+"""Readers of powder patterns: one module a family of formats."""
