@@ -23,6 +23,7 @@ from crystaldl.powder.families import (
 from crystaldl.powder.network import FamilyNet
 from crystaldl.powder.prepare import SPECTRUM_POINTS, prepare
 from crystaldl.powder.recipe import families as recipe
+from crystaldl.powder.recipe import family_names, family_patterns
 from crystaldl.powder.recipe.measured import MeasuredSet
 from crystaldl.powder.simulate import simulate
 
@@ -44,9 +45,9 @@ def measured(random_lines):
 @pytest.fixture(scope="module")
 def pools(measured, random_lines):
     few = random_lines.subset(np.arange(40, 60))
-    library = recipe._rendered(few.q, few.intensity, np.arange(20) % 5, torch.Generator().manual_seed(1))
+    library = family_patterns._rendered(few.q, few.intensity, np.arange(20) % 5, torch.Generator().manual_seed(1))
     rest = random_lines.subset(np.arange(60, 100))
-    return recipe.measured_pool(measured, variants=4, rendered=6), library, recipe.unknown_pool(rest)
+    return family_patterns.measured_pool(measured, variants=4, rendered=6), library, family_patterns.unknown_pool(rest)
 
 
 def one_hot(group, p, count=230):
@@ -169,7 +170,7 @@ def test_lines_of_a_pattern_are_those_it_was_made_of(random_lines, quiet):
     q, intensity = torch.as_tensor(random_lines.q[:3]), torch.as_tensor(random_lines.intensity[:3])
     p = simulate(q, intensity, torch.Generator().manual_seed(1), quiet)
     one = MeasuredSet(p.y, p.mask, p.doublet_ratio, torch.ones(3).long(), torch.arange(3))
-    found, height = recipe.lines_in(one)
+    found, height = family_patterns.lines_in(one)
     for k in range(3):
         best = found[k, (height[k] > 0) & (height[k] >= height[k].max() * 0.02)]
         assert len(best) > 0
@@ -226,7 +227,7 @@ def test_measured_families_are_told_by_the_library(measured, pools):
     p[np.arange(40), right], p[np.arange(40), right + 1] = 0.2, 0.15  # two of one name
     p[np.arange(40), first + (right - first + 2) % len(crystals)] = 0.5  # of another space group
     p[task.family == 0] = 1e-4
-    twin = recipe.counterparts(task, p)
+    twin = family_names.counterparts(task, p)
     assert twin[0] == -1 and all(twin[k] == right[task.family == k][0] for k in range(1, first))
 
 
@@ -240,10 +241,10 @@ def test_a_label_that_the_library_contradicts_is_doubted(measured, pools):
     wrong = first + (0 if cubic else 4)
     p = np.full((count, len(task.names) + 1), 1e-5)
     p[:, wrong] = 0.9
-    out = recipe.doubted(task, p)
+    out = family_names.doubted(task, p)
     assert out[alone] == wrong and (np.delete(out, alone) == -1).all(), "the others have look-alikes"
     p[9, wrong] = 0.2  # not sure enough
-    assert (recipe.doubted(task, p) == -1).all()
+    assert (family_names.doubted(task, p) == -1).all()
 
 
 def test_one_crystal_of_several_alike():

@@ -1,175 +1,34 @@
-"""How FamilyNet is made: what measured and library crystals look like under many conditions, and crystals it must not know.
+"""How FamilyNet is made: the training loop's view of it, its two stages, and what it says of patterns it has not seen.
 
 A *family* is one crystal: the look-alikes among the measured patterns (solid solutions of one mineral), or one structure of
-the library. Its patterns are varied as samples and instruments vary them: cells by a fraction of a percent, intensities by
-texture, lines by size and strain; wavelength, range, zero shift, noise, second phases. Random crystals stand for all that
-is in no family.
+the library. Random crystals stand for all that is in no family. `family_patterns` makes what it is shown.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
-import gemmi
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...physics.crystals import strain
-from ...physics.symmetry import BRAVAIS_LATTICES, SYSTEM_OF_GROUP, bravais_of_group, space_group
-from ...storage.atomic import replacing
+from ...physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, space_group
 from ..families import by_group
 from ..indexing.bravais import lattices_of, niggli_cell
 from ..network import FamilyNet
-from ..prepare import REFERENCE_WAVELENGTH, SPECTRUM_POINTS, find_peaks, normalise, spectrum_of, strip_doublet
-from ..simulate import LineLibrary, lines_of, simulate
-from .measured import MeasuredSet, augment
-from .stream import is_held_out, library_crystals, texture, training_lines
+from ..prepare import SPECTRUM_POINTS
+from .family_names import title
+from .family_patterns import UNKNOWN_CHUNKS, Pool, library_pool, measured_pool, unknown_pool
+from .measured import MeasuredSet
+from .stream import is_held_out, library_crystals, training_lines
 
 log = logging.getLogger(__name__)
 
-VARIANTS, RENDERED, LIBRARY_CELLS, LIBRARY_PATTERNS = 30, 30, 4, 6
-UNKNOWN_CHUNKS, UNKNOWN_OF_CHUNK = 8, 3000
 SHARES = (72, 152, 96)  # of a batch: measured families, library families, no family
 LIBRARY_ONLY = (0, 224, 96)  # in the first stage
-CELL_SPREAD = 0.0025  # standard deviation of ln d among patterns of one measured family
-_BATCH = 64
-_ANIONS = (1, 7, 8, 9, 16, 17, 34, 35, 52, 53)  # last in formulas
-
-
-@dataclass
-class Pool:
-    """Ready-made spectra to train on.
-
-    Attributes
-    ----------
-    spectrum : (n, 2, SPECTRUM_POINTS) float16, as `crystaldl.powder.prepare.spectrum_of`
-    source : (n,) index of the measured pattern or of the library structure that each shows; -1 for no family
-    """
-
-    spectrum: np.ndarray
-    source: np.ndarray
-
-    @cached_property
-    def looks(self) -> Tensor:
-        """`FamilyNet.look` of all of them, float16: what its fixed first layers see is made once."""
-        reader = FamilyNet(1)
-        with torch.no_grad():
-            return torch.cat([reader.look(part.float()).half() for part in torch.as_tensor(self.spectrum).split(1024)])
-
-    def save(self, path) -> None:
-        with replacing(path) as beside, beside.open("wb") as stream:
-            np.savez(stream, spectrum=self.spectrum, source=self.source)
-
-    @classmethod
-    def load(cls, path) -> Pool:
-        with np.load(Path(path), allow_pickle=False) as data:
-            return cls(data["spectrum"], data["source"])
-
-    @classmethod
-    def kept(cls, path: Path, make) -> Pool:
-        """The pool in ``path``; made by ``make()`` and kept there where it is missing."""
-        if not path.is_file():
-            make().save(path)
-        return cls.load(path)
-
-
-def _spectra(y: Tensor, mask: Tensor, ratio: Tensor) -> np.ndarray:
-    return spectrum_of(strip_doublet(normalise(y, mask), ratio) * mask, mask).half().numpy()
-
-
-def lines_in(measured: MeasuredSet) -> tuple[Tensor, Tensor]:
-    """Lines of measured patterns as the simulator takes them: 1/d and m|F|² up to a factor, (n, 64) each."""
-    stripped = strip_doublet(normalise(measured.y, measured.mask), measured.ratio) * measured.mask
-    features, found = find_peaks(stripped, measured.mask)
-    q = torch.where(found, features[..., 0].exp(), torch.ones(()))
-    sin = (q * REFERENCE_WAVELENGTH / 2).clamp(1e-3, 0.985)
-    polarisation = (1 + (1 - 2 * sin**2) ** 2) / (sin**2 * torch.sqrt(1 - sin**2))
-    return q, torch.where(found, features[..., 1].exp() / polarisation, torch.zeros(()))
-
-
-def measured_pool(measured: MeasuredSet, seed: int = 0, variants: int = VARIANTS, rendered: int = RENDERED) -> Pool:
-    """Every pattern as it is (first, in order), altered as `augment` does, and its lines seen by other instruments."""
-    g = torch.Generator().manual_seed(seed)
-    spectra = [_spectra(measured.y, measured.mask, measured.ratio)]
-    source = [np.arange(len(measured))]
-    q, intensity = lines_in(measured)
-    for turn in range(variants + rendered):
-        for rows in torch.randperm(len(measured), generator=g).split(_BATCH):
-            if turn < variants:
-                y, mask = augment(measured.y[rows], measured.mask[rows], g, cell_spread=CELL_SPREAD)
-                ratio = measured.ratio[rows]
-            else:
-                change = torch.exp(CELL_SPREAD * torch.randn((len(rows), 1), generator=g))
-                other = torch.randint(len(q), (len(rows),), generator=g)
-                p = simulate(q[rows] * change, intensity[rows], g, second=(q[other], intensity[other]))
-                y, mask, ratio = p.y, p.mask, p.doublet_ratio
-            spectra.append(_spectra(y, mask, ratio))
-            source.append(rows.numpy())
-    return Pool(np.concatenate(spectra), np.concatenate(source))
-
-
-def _rendered(q: np.ndarray, intensity: np.ndarray, source: np.ndarray, g: torch.Generator) -> Pool:
-    """Patterns of lines (n, L) under the simulator's usual conditions."""
-    q, intensity = torch.as_tensor(q), torch.as_tensor(intensity)
-    out = []
-    for rows in torch.arange(len(q)).split(_BATCH):
-        other = torch.randint(len(q), (len(rows),), generator=g)
-        p = simulate(q[rows], intensity[rows], g, second=(q[other, :96], intensity[other, :96]))
-        out.append(_spectra(p.y, p.mask, p.doublet_ratio))
-    return Pool(np.concatenate(out), source)
-
-
-def title(crystal) -> str:
-    """A crystal's name as a reader knows it: the library's where that is a name, else its formula."""
-    name = crystal.name.split("/")[-1].removesuffix(".cif")
-    _, _, mineral = name.partition("-")
-    if re.match("[A-Z][a-z]{2}", mineral):  # TiO2-Rutile
-        return mineral
-    if name and not name.startswith("POSCAR") and "_" not in name:
-        return name
-    numbers, counts = np.unique(crystal.numbers, return_counts=True)
-    counts = counts // np.gcd.reduce(counts)
-    order = np.lexsort((numbers, np.isin(numbers, _ANIONS)))
-    return "".join(gemmi.Element(int(numbers[i])).name + (str(counts[i]) if counts[i] > 1 else "") for i in order)
-
-
-def distinct(crystals: list, tolerance: float = 0.004) -> list:
-    """The crystals without those of an earlier one's space group, atoms a cell and (to ``tolerance``) cell."""
-    kept: dict[tuple, list] = {}
-    out = []
-    for crystal in crystals:
-        others = kept.setdefault((crystal.space_group, len(crystal.numbers)), [])
-        size = np.r_[np.log(crystal.cell[:3]), np.radians(crystal.cell[3:])]
-        if all(np.abs(size - other).max() > tolerance for other in others):
-            others.append(size), out.append(crystal)
-    return out
-
-
-def library_pool(crystals: list, seed: int = 0) -> Pool:
-    """Patterns of library structures, cells strained by 0.4 %, half of the samples textured."""
-    rng, g = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    q, intensity, source = [], [], []
-    for number, crystal in enumerate(crystals):
-        for turn in range(LIBRARY_CELLS):
-            cell = strain(crystal, rng, sigma=0.004, volume_sigma=0.003) if turn else crystal
-            a, b = lines_of(cell, texture(cell, rng) if turn > 1 else None)
-            if (b > 0).sum() >= 3:
-                q.append(a), intensity.append(b), source.append(number)
-    repeated = [np.tile(np.array(a), (LIBRARY_PATTERNS, 1)) for a in (q, intensity)]
-    return _rendered(*repeated, np.tile(np.array(source), LIBRARY_PATTERNS), g)
-
-
-def unknown_pool(lines: LineLibrary, seed: int = 0) -> Pool:
-    """Patterns of random crystals."""
-    rows = np.flatnonzero(lines.family < 0)[: UNKNOWN_CHUNKS * UNKNOWN_OF_CHUNK]
-    g = torch.Generator().manual_seed(seed + 1)
-    return _rendered(lines.q[rows], lines.intensity[rows], np.full(len(rows), -1), g)
 
 
 class FamilyTask:
@@ -252,6 +111,18 @@ def family_probabilities(model: nn.Module, spectrum, device="cpu") -> np.ndarray
     return np.concatenate([model(x.float().to(device)).cpu().numpy() for x in rows])
 
 
+def distinct(crystals: list, tolerance: float = 0.004) -> list:
+    """The crystals without those of an earlier one's space group, atoms a cell and (to ``tolerance``) cell."""
+    kept: dict[tuple, list] = {}
+    out = []
+    for crystal in crystals:
+        others = kept.setdefault((crystal.space_group, len(crystal.numbers)), [])
+        size = np.r_[np.log(crystal.cell[:3]), np.radians(crystal.cell[3:])]
+        if all(np.abs(size - other).max() > tolerance for other in others):
+            others.append(size), out.append(crystal)
+    return out
+
+
 @lru_cache(maxsize=1)
 def _ingredients(shared: Path, runs: Path) -> tuple:
     """Measured patterns, pools and library crystals; pools and lines are kept under ``runs``."""
@@ -310,59 +181,6 @@ def first_stage(task: FamilyTask, runs: Path, threads: int | None = None) -> tup
 def two_stages(task: FamilyTask, runs: Path, out: Path, threads: int | None = None) -> nn.Module:
     """FamilyNet after both stages."""
     return train_families(task, out, SECOND, threads, first_stage(task, runs, threads)[1])
-
-
-def counterparts(task: FamilyTask, p: np.ndarray, least: float = 0.3) -> np.ndarray:
-    """The library's family that each measured one looks like, (measured families,); -1 where none of its space group does.
-
-    ``p`` (n, families + 1) is what a network of the library alone says of the measured patterns; families of one name count
-    together, and must have ``least``.
-    """
-    first, names = len(np.unique(task.family)), np.array(task.names)
-    out = np.full(first, -1)
-    for k in range(first):
-        mean = p[task.family == k, :-1].mean(0)
-        mean[:first], mean[task.group_of_family != task.group_of_family[k]] = 0.0, 0.0
-        best = int(mean.argmax())
-        if mean[names == names[best]].sum() >= least:
-            out[k] = best
-    return out
-
-
-def doubted(task: FamilyTask, p: np.ndarray, known: float = 0.3, own: float = 0.03, other: float = 0.4) -> np.ndarray:
-    """The library's family that is believed instead of a measured pattern's label, (measured families,); -1 where none is.
-
-    A few in a hundred labels of measured patterns are wrong (quartz on a triclinic mineral). A pattern without look-alikes is
-    doubted where the library's network, arguments as for `counterparts`, has a known crystal (probability ``known``), of
-    the label's crystal system with a share of at most ``own``, and of one space group with a share of ``other``.
-    """
-    first, system = len(np.unique(task.family)), SYSTEM_OF_GROUP[task.group_of_family - 1]
-    out = np.full(first, -1)
-    for k in range(first):
-        rows = task.family == k
-        mean = p[rows, :-1].mean(0)
-        mean[:first] = 0.0
-        total, same = mean.sum(), mean[system == system[k]].sum()
-        group = np.bincount(task.group_of_family, weights=mean, minlength=231)
-        if rows.sum() == 1 and total > known and same < own * total and group.max() > other * total:
-            out[k] = np.where(task.group_of_family == group.argmax(), mean, 0.0).argmax()
-    return out
-
-
-def shipped_facts(task: FamilyTask, p: np.ndarray) -> tuple[dict[str, Tensor], int]:
-    """What FamilyNet is given besides its weights: names, space groups and cells of the families; number of labels doubted.
-
-    Measured families have the name and the cell of the library's crystal that they look like; ``p`` as for `counterparts`.
-    """
-    twin, instead = counterparts(task, p), doubted(task, p)
-    twin, first = np.where(instead < 0, twin, instead), len(twin)
-    groups, names, cells = task.group_of_family.copy(), np.array(task.names, object), task.cells()
-    groups[:first] = np.where(instead < 0, groups[:first], groups[instead])
-    names[:first] = np.where(twin < 0, "", names[twin])
-    cells[:first] = np.where(twin[:, None] < 0, np.nan, cells[twin])
-    text = torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
-    facts = {"groups": torch.as_tensor(groups - 1).float(), "cells": torch.as_tensor(cells.ravel()).float(), "text": text}
-    return facts, int((instead >= 0).sum())
 
 
 def out_of_fold_families(shared, runs, name: str, fold, threads=None) -> np.ndarray:

@@ -134,7 +134,8 @@ def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLD
 def release_families(shared, runs, fold, logits: dict, figures: dict, options) -> None:
     """Write FamilyNet; ``logits`` of methods are out of fold (n, 230), ``figures`` of each for (new crystals, known ones)."""
     from .evaluate import known_crystals, trust_tables
-    from .families import FIRST, SECOND, family_probabilities, family_task, first_stage, shipped_facts, two_stages
+    from .families import FIRST, SECOND, family_probabilities, family_task, first_stage, two_stages
+    from .family_names import shipped_facts
 
     task = family_task(shared, runs)
     model = two_stages(task, runs, runs / "families-final")
