@@ -11,7 +11,7 @@ from crystaldl.errors import DataError
 from crystaldl.physics.lattice import cell_volume, inverse_d
 from crystaldl.powder.cell_refinement import build_cell, fit_cell, peaks_from, predicted_lines, with_uncertainty
 from crystaldl.powder.index import check_options
-from crystaldl.powder.indexing.autoindex import IndexOptions, line_table
+from crystaldl.powder.indexing.autoindex import IndexOptions, LineTable, line_table
 from crystaldl.powder.indexing.bravais import (
     BRAVAIS,
     HIGHEST_GROUP,
@@ -120,6 +120,17 @@ def test_zero_shift_and_impurities(pattern, shift):
     assert best.bravais == "oP" and same_lattice(best.niggli, truth("oP"), 3e-3)
     assert best.zero == pytest.approx(shift, abs=0.02)
     assert np.abs(best.unindexed[:, None] - extra - shift).min(0).max() < 0.001
+
+
+def test_strong_lines_are_told_from_those_of_a_second_phase():
+    x = np.linspace(20.0, 70.0, 30)
+    height = np.where(np.arange(30) % 3 == 0, 1.0, 0.2)
+    table = LineTable(x, np.full(30, 0.01), np.ones(30), WAVELENGTH, np.arange(30), height)
+    strong = table.strong(10)
+    assert (strong.height == 1.0).all() and (np.diff(strong.two_theta) > 0).all()
+    assert (strong.source == np.arange(0, 30, 3)).all()
+    unknown = LineTable(x, np.full(30, 0.01), np.ones(30), WAVELENGTH, np.arange(30))
+    assert len(unknown.strong(10)) == 30 and len(table[:8].strong(10)) == 8
 
 
 def test_triclinic_with_noise_shift_and_a_missing_line(pattern):

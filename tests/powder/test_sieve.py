@@ -139,6 +139,35 @@ def test_cells_that_cannot_be_judged_are_left_out():
     assert len(sieve.refine(Pool(), 3, 1.0)[0]) == 0
 
 
+def test_lines_of_a_second_phase_do_not_speak_against_the_first():
+    """A superlattice explains some of them; without it the misfit they leave would pass for noise (T)."""
+    y = scan("oP", CELLS["oP"], noise=0.003) + 0.2 * scan("cF", (5.43, 5.43, 5.43, 90, 90, 90), noise=0.0, seed=1)
+    sieve, _ = sieve_of(y + 0.15 * scan("hR", CELLS["hR"], noise=0.0, seed=2))
+    a, b, c, *angles = CELLS["oP"]
+    right, double, wrong = (
+        sieve.refine(one("oP", cell), 3, 1.0)[0] for cell in (CELLS["oP"], (2 * a, b, c, *angles), (5.3, 9.6, 6.4, *angles))
+    )
+    gain = [sieve.refine(pool, 0, 1.0)[1][0] for pool in (right, double)]
+    assert gain[1] > gain[0]
+    alone = [sieve.refine(pool, 0, sieve.temper(gain[1]))[0].score[0] for pool in (right, double)]
+    judged = sieve.judge([right, double, wrong])
+    assert judged[0] > 2 * alone[0], "what is foreign is no noise"
+    assert judged[0] - judged[1] > 2 * (alone[0] - alone[1]) > 0
+    assert judged[0] > judged[2] + 1000, "a wrong cell cannot call all lines foreign"
+
+
+def test_without_foreign_lines_the_judgement_is_that_of_the_refinement():
+    sieve, _ = sieve_of(scan("oP", CELLS["oP"]))
+    right, wrong = one("oP", CELLS["oP"]), one("oP", (4.9, 9.4, 6.6, 90, 90, 90))
+    right, _ = sieve.refine(right, 4, 1.0)
+    judged = sieve.judge([right, wrong, Pool()])
+    assert judged[0] > judged[1] and judged[2] == -np.inf
+    _, gain = sieve.refine(right, 0, 1.0)
+    alone, _ = sieve.refine(right, 0, sieve.temper(gain[0]))
+    assert judged[0] == pytest.approx(alone.score[0], rel=0.02), "no line is left for another phase"
+    assert sieve.judge([]).shape == (0,)
+
+
 def test_a_background_that_was_taken_off_too_generously_does_no_harm():
     y = scan("mC", CELLS["mC"])
     dips = y - 0.05 * np.exp(-0.5 * ((AXIS - AXIS[y.argmax()] - 0.8) / 0.3) ** 2) + 0.04 * np.exp(-AXIS / 30)

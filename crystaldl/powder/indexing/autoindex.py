@@ -46,6 +46,8 @@ SYSTEMS = ("cubic", "tetragonal", "hexagonal", "trigonal", "orthorhombic", "mono
 PRICE = 2.0
 #: systematic errors of lines in degrees that are tried
 FLOORS = (0.0025, 0.005, 0.010)
+#: the strongest lines, which make trial cells too: low-angle lines may be those of a second phase
+STRONG = 14
 #: share of lines with three times the usual error: overlaps, tails
 TAIL = 0.2
 
@@ -83,6 +85,7 @@ class LineTable:
     weight : 0…1, that it is a line of its own
     wavelength : float, Å
     source : index of the line (the strongest where several were merged) in the list that was given
+    height : intensity on any scale; all alike where it is not known
     """
 
     two_theta: np.ndarray
@@ -90,6 +93,7 @@ class LineTable:
     weight: np.ndarray
     wavelength: float
     source: np.ndarray
+    height: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.two_theta.size
@@ -105,9 +109,16 @@ class LineTable:
         return self[:last]
 
     def __getitem__(self, index) -> LineTable:
-        return LineTable(
-            self.two_theta[index], self.sigma[index], self.weight[index], self.wavelength, self.source[index]
-        )
+        columns = (self.two_theta, self.sigma, self.weight, self.source, self.height)
+        x, sigma, weight, source, height = (None if v is None else v[index] for v in columns)
+        return LineTable(x, sigma, weight, self.wavelength, source, height)
+
+    def strong(self, n: int) -> LineTable:
+        """The strongest of the first ``3 n`` lines: hardly any of them belong to a second phase."""
+        few = self.head(3 * n)
+        if few.height is None or len(few) <= n:
+            return few
+        return few[np.sort(np.argsort(-few.height * few.weight, kind="stable")[:n])]
 
     def table(self, floor: float, zero: float = 0.0) -> np.ndarray:
         """(n, 4) for the kernels: Q, σ_Q, weight, weighted gain of a perfect hit; ``floor`` (degrees) adds to σ."""
@@ -144,7 +155,7 @@ def line_table(peaks) -> LineTable:
     # how often a line this close to a stronger one is a line of its own, on simulated patterns
     for reach, stronger, trust in ((1.0, 1.0, 0.6), (3.0, 15.0, 0.3), (1.3, 3.3, 0.2)):
         weight *= np.where(((gap < reach * width[:, None]) & (ratio > stronger)).any(1), trust, 1.0)
-    return LineTable(x, sigma, weight, peaks.radiation.wavelength, source)
+    return LineTable(x, sigma, weight, peaks.radiation.wavelength, source, area)
 
 
 def _usual_width(fwhm, area) -> np.ndarray:
@@ -372,9 +383,14 @@ def find_lattices(lines: LineTable, options: IndexOptions, report=lambda what: N
     step = options.zero_limit / 3
     high = tuple(s for s in options.systems if s not in ("monoclinic", "triclinic"))
     pool, found = Pool(), []
+    few, strong = lines.head(options.lines), lines.strong(STRONG)
     for zero in (0.0, 1.5 * step, -1.5 * step) if high else ():
         report(f"cubic to orthorhombic, zero shift {zero:+.2f}°")
-        pool += sift(high_symmetry(lines.head(options.lines), zero, high), lines, options)
+        pool += sift(high_symmetry(few, zero, high), lines, options)
+        found = _rank(pool, lines, options)
+        if convincing(found, lines, options, 40.0, 6.0):
+            return _finish(pool, found, lines, options, report)
+        pool += sift(high_symmetry(strong, zero, high), lines, options)
         found = _rank(pool, lines, options)
         if convincing(found, lines, options, 40.0, 6.0):
             return _finish(pool, found, lines, options, report)
@@ -385,7 +401,7 @@ def find_lattices(lines: LineTable, options: IndexOptions, report=lambda what: N
         zero = waiting.pop(0)
         tried.append(zero)
         report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
-        pool += sift(any_lattice(lines, zero, options), lines, options)
+        pool += sift(any_lattice(lines, zero, options) + any_lattice(strong, zero, options), lines, options)
         if "monoclinic" in options.systems:
             for more, base, count in ((0, 9, 24), (8, 12, 60)):
                 trials = high_symmetry(lines.head(options.lines + more), zero, ("monoclinic",), base, count)

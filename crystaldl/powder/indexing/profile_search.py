@@ -101,19 +101,17 @@ def _wanted(pool: Pool, options: IndexOptions) -> np.ndarray:
 def _scored(pool: Pool, sieve: Sieve, scale: float, lines: LineTable, options: IndexOptions):
     """Lattices by their value, and the profile's part of it (n,), relative to the best."""
     start = Pool(pool.g, pool.zero / scale, pool.bravais, pool.score)
-    refined, gain = sieve.refine(start, 3, 3.0)
-    temper = sieve.temper(gain.max(initial=0.0))
-    found, profile = [], []
+    temper = sieve.temper(sieve.refine(start, 3, 3.0)[1].max(initial=0.0))
+    refined = [sieve.refine(start[i : i + 1], 3, temper)[0] for i in range(len(pool))]
+    profile = sieve.judge(refined)
+    found = []
     for i in range(len(pool)):
-        judged, _ = sieve.refine(start[i : i + 1], 3, temper)
-        profile.append(judged.score[0] if len(judged) else -np.inf)
         cell = cell_of(pool.g[i])
         name = str(pool.bravais[i])
         niggli = niggli_cell(cell, "PIFCR"[BRAVAIS[name][1]])
         score, _ = allowed_score(name, pool.g[i], float(pool.zero[i]), lines, options)
         found.append(Lattice(name, cell, niggli, float(pool.zero[i]), score))
-    profile = np.array(profile)
-    profile = np.maximum(profile - profile.max(initial=-np.inf), -LEVEL) if len(profile) else profile
+    profile = np.maximum(profile - profile.max(initial=-np.inf), -LEVEL)
     scored = [replace(c, score=c.score + PROFILE_WEIGHT * p) for c, p in zip(found, profile, strict=True)]
     order = sorted(range(len(scored)), key=lambda i: -scored[i].score)
     return [scored[i] for i in order], profile[order]

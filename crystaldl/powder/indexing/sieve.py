@@ -40,6 +40,8 @@ USUAL = 1e-3
 REACH, APART, POINTS = 3.0, 2.2, 7.0
 #: reflections of a cell, at most
 MOST = 2000
+#: log-likelihood that a line which no cell predicts has to earn: it could be anywhere
+FOREIGN = 7.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Sieve:
     total : (m,) Σ W y² up to each point
     listed : float, gain of the listed lines, each at its own place: about what the right cell reaches
     shape : Shape of the lines
+    places : (n,) listed lines, in points of the axis, sorted
     """
 
     tables: tuple
@@ -74,6 +77,7 @@ class Sieve:
     total: np.ndarray
     listed: float
     shape: Shape
+    places: np.ndarray
 
     def temper(self, gain: float, top: float | None = None) -> float:
         """T of patterns that are explained by no more than ``gain``, up to 1/d² = ``top``."""
@@ -108,6 +112,29 @@ class Sieve:
         good = score > -1e8
         good[good] = shortest_vector(g[good], pool.bravais[good]) > search_kernels.SHORTEST
         return Pool(g, zero, pool.bravais, score - PRICE * FREE[codes[:, 0]])[good], gain[good]
+
+    def judge(self, pools: list[Pool], prior: float = 0.06) -> np.ndarray:
+        """Scores of cells as they are, (n,), where listed lines may belong to another phase; -inf where a pool is empty.
+
+        A second phase must not make the cell of the first look worse than a large one that has reflections everywhere: what
+        foreign lines explain counts for every cell, at the price of `FOREIGN` a line. T is that of the best of the cells.
+        """
+        out = np.full(len(pools), -np.inf)
+        made = np.flatnonzero([len(pool) > 0 for pool in pools])
+        if not len(made):
+            return out
+        pool = sum((pools[i] for i in made), Pool())
+        codes = np.array([BRAVAIS[b] for b in pool.bravais])
+        cells, zeros = np.ascontiguousarray(pool.g, float), np.ascontiguousarray(pool.zero, float)
+        temper = 3.0
+        for _ in range(2):
+            settings = 0, prior, USUAL, temper, MOST
+            score, gain = kernels.judge_all(
+                self.tables, self.axis, cells, zeros, codes, self.limits, settings, self.places, FOREIGN
+            )
+            temper = self.temper(gain.max())
+        out[made] = np.where(score > -1e8, score - PRICE * FREE[codes[:, 0]], -np.inf)
+        return out
 
 
 def _widths_of(peaks: np.ndarray) -> Shape:
@@ -222,7 +249,8 @@ def make_sieve(
     data = _data(y, mask, ratio, doublet, shape.width)
     sine = np.clip(np.exp(np.sort(peaks[:, 0])) * REFERENCE_WAVELENGTH / 2, 0, 0.999)
     places = 2 * np.degrees(np.arcsin(sine))
-    shape, listed = _shape_of(data, shape, places[(places > data.x[1]) & (places < data.x[-2])])
+    places = places[(places > data.x[1]) & (places < data.x[-2])]
+    shape, listed = _shape_of(data, shape, places)
     width = shape.widths(np.radians(data.x / 2))
     span = int(np.ceil(APART * np.median(width) / data.step)) + 1
     tables = kernels.tabulate(
@@ -232,4 +260,5 @@ def make_sieve(
     low, high = (2.0 * np.sin(np.radians(ends / 2)) / REFERENCE_WAVELENGTH) ** 2
     axis = np.array([REFERENCE_WAVELENGTH / 2, data.x[0], data.step, len(data.x)])
     total = np.cumsum(data.weight * data.y**2)
-    return Sieve((*tables, width / data.step), axis, (low, high), total, listed, shape)
+    points = (places - data.x[0]) / data.step
+    return Sieve((*tables, width / data.step), axis, (low, high), total, listed, shape, points)

@@ -14,6 +14,8 @@ from .autoindex_kernels import FREE, allowed, design, expand
 
 #: sweeps of the solution for non-negative intensities
 _SWEEPS = 12
+#: widths between a line and the nearest reflection that cannot have made it
+_APART = 0.7
 #: lines closer than this share of their width are one
 _TOGETHER = 0.35
 
@@ -360,3 +362,56 @@ def refine_all(tables, axis, cells, zeros, codes, bounds, settings):
             tables, axis, cells[i], zeros[i], codes[i], bounds, settings, room
         )
     return scores, gains, out, shifts
+
+
+@njit(cache=True, nogil=True)
+def _with_foreign(n, places, worth, tables, settings, room, foreign):
+    """Gain and score of ``n`` reflections at ``room``'s places together with lines that belong to no cell.
+
+    ``places``: where such lines were seen, in points, sorted. Those apart from all reflections join the solution, and stay
+    where their part of the gain exceeds ``worth``, the price of a line that nothing predicts. ``foreign`` (m,) returns which.
+    """
+    (_, x, order, near, work, _), (_, _, price, temper, _) = room[1:], settings
+    step_width = tables[4]
+    own = x[:n][order[:n]]
+    for j in range(places.size):
+        width = step_width[min(max(int(places[j]), 0), step_width.size - 1)]
+        at = np.searchsorted(own, places[j])
+        apart = (at == n or own[at] - places[j] > _APART * width) and (at == 0 or places[j] - own[at - 1] > _APART * width)
+        foreign[j] = apart
+    gain, cost = 0.0, 0.0
+    for _ in range(3):
+        both = np.sort(np.concatenate((own, places[foreign])))
+        gain, count = _solve(both, tables, near, work)
+        cost, dropped = 0.0, False
+        for i in range(count):
+            cost += 0.5 * np.log(1.0 + price * work[i, 4] / temper)
+        for j in range(places.size):
+            if not foreign[j]:
+                continue
+            i = near[np.searchsorted(both, places[j])]
+            if 0.5 * work[i, 0] * work[i, 0] * work[i, 4] < temper * (worth + 0.5 * np.log(1.0 + price * work[i, 4] / temper)):
+                foreign[j], dropped = False, True
+        if not dropped:
+            break
+    return gain, gain / temper - cost - worth * foreign.sum()
+
+
+@njit(cache=True, nogil=True)
+def judge_all(tables, axis, cells, zeros, codes, bounds, settings, places, worth):
+    """Cells as they are, foreign lines allowed at ``places`` (points, sorted): scores, gains.
+
+    Arguments as in `refine_all`; score -1e9 for cells that cannot be judged.
+    """
+    n, most = zeros.size, settings[4]
+    size = most + places.size
+    room = (np.zeros(most), np.zeros((most, 3), np.int64), np.zeros(most), np.zeros(most, np.int64), np.zeros(size, np.int64),
+            np.zeros((size, 6)), np.zeros(most))  # fmt: skip
+    scores, gains = np.full(n, -1e9), np.zeros(n)
+    foreign = np.zeros(places.size, np.bool_)
+    for i in range(n):
+        _, _, found = explain(tables, axis, cells[i], zeros[i], codes[i][1], bounds, room)
+        if found > 0:
+            gains[i], scores[i] = _with_foreign(found, places, worth, tables, settings, room, foreign)
+            scores[i] -= 0.5 * (zeros[i] / settings[1]) ** 2
+    return scores, gains
