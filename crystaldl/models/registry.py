@@ -31,7 +31,7 @@ class ModelCard:
     Parameters
     ----------
     name : str
-        Exact, versioned name, such as ``powder-npcnn-v1``.
+        Exact, versioned name, such as ``powder-npcnn-v2``.
     task : str
         ``"powder"``, ``"diffuse"`` or ``"stem"``.
     title : str

@@ -116,7 +116,8 @@ def _foreign(result) -> str:
     wavelength = result.pattern.radiation.wavelength
     lines = [f"{inverse_d_to_two_theta(q, wavelength):.2f}° ({h:.0%})" for q, h in result.unexplained[:5].tolist()]
     more = f" and {len(result.unexplained) - 5} more" if len(result.unexplained) > 5 else ""
-    return f"Lines foreign to this lattice (height of the strongest 100 %): {', '.join(lines)}{more}."
+    hint = " result.remainder().classify() looks at what is left." if result.lattices[0].fit is not None else ""
+    return f"Lines foreign to this lattice (height of the strongest 100 %): {', '.join(lines)}{more}.{hint}"
 
 
 def _doubt(result) -> str:

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .axes import inverse_d_to_two_theta, two_theta_to_inverse_d
-from .prepare import AXIS_START, AXIS_STEP, REFERENCE_WAVELENGTH
+from .axes import inverse_d_to_two_theta
+from .remainder import fitted_curve
 
 _RED, _GREY, _AMBER = "#c0392b", "#8a8a8a", "#b26a00"
-
-
-def fitted_curve(result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """2θ on the pattern's own axis (degrees), measured and calculated intensity without background, (m,) each.
-
-    The fit lives on the common axis and its own scale; one factor, by least squares, brings it back.
-    """
-    fit, pattern = result.lattices[0].fit, result.pattern
-    common = AXIS_START + AXIS_STEP * (fit.first + np.arange(len(fit.curve)))
-    x = inverse_d_to_two_theta(two_theta_to_inverse_d(common, REFERENCE_WAVELENGTH), pattern.radiation.wavelength)
-    clean = pattern if pattern.background_subtracted else pattern.subtract_background()
-    good = ~clean.mask
-    inside = np.isfinite(x) & (x >= clean.two_theta[good][0]) & (x <= clean.two_theta[good][-1])
-    measured = np.interp(x[inside], clean.two_theta[good], clean.intensity[good])
-    curve = fit.curve[inside].astype(float)
-    design = np.stack([curve, np.ones_like(curve)], 1)
-    factor = np.linalg.lstsq(design, measured, rcond=None)[0] if inside.any() else np.zeros(2)
-    return x[inside], measured, design @ factor
 
 
 def draw_fit(ax, result) -> None:

@@ -160,6 +160,21 @@ class Classification:
 
         return explanation(self)
 
+    def remainder(self) -> PowderPattern:
+        """What the first lattice leaves of the pattern, background removed: classify it to look at a second phase.
+
+        Points beneath the fitted lines, where the difference is the fit's own error, are NaN (not measured), so lines of the
+        second phase that coincide with those of the first are lost.
+
+        Raises
+        ------
+        DataError
+            The result holds no fitted lattice: the method does not search, nothing was found, or it was read from a file.
+        """
+        from .remainder import remainder
+
+        return remainder(self)
+
     # ------------------------------------------------------------------------------------------ out
 
     def to_dict(self) -> dict:

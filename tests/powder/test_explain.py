@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import crystaldl as cdl
+from crystaldl.errors import DataError
 from crystaldl.powder.result import Classification
 
 SAMPLES = ("forsterite", "halite", "rutile_with_corundum")
@@ -43,6 +44,29 @@ def test_a_second_phase_is_not_confident(results):
     assert "Not confident: " in mixture.explain()
     assert len(mixture.unexplained), "lines of corundum are foreign to the lattice of rutile"
     assert f"{1 / mixture.unexplained[0, 0]:.3f}"[:3] in str(mixture.to_dict()["unexplained"][0]["d"])
+
+
+def test_what_is_left_of_a_mixture_is_the_second_phase(results):
+    mixture = results["rutile_with_corundum"]
+    before = mixture.pattern.intensity.copy()
+    rest = mixture.remainder()
+    assert "remainder()" in mixture.explain()
+    assert rest.radiation == mixture.pattern.radiation and rest.name.endswith("remainder")
+    assert np.array_equal(mixture.pattern.intensity, before)
+    d = rest.radiation.wavelength / (2 * np.sin(np.radians(rest.two_theta / 2)))
+    near = lambda spacing: np.nanmax(np.where(np.abs(d - spacing) < 0.004, rest.intensity, 0))  # noqa: E731
+    assert near(2.5508) > 20 * near(3.2477), "corundum's (104) stays, rutile's (110) goes"
+    second = rest.classify()
+    assert second.looks_like == "Corundum" and second.space_group == 167
+
+
+def test_nothing_is_left_without_a_fit(results):
+    alone = cdl.load_example("powder/halite").classify(method="network")
+    with pytest.raises(DataError, match="'network' holds no fitted lattice"):
+        alone.remainder()
+    pure, clean = results["forsterite"].remainder(), results["forsterite"].pattern.subtract_background()
+    assert np.nanmax(pure.intensity) < 0.1 * np.nanmax(clean.intensity)
+    assert np.nansum(pure.intensity) < 0.05 * np.nansum(clean.intensity)
 
 
 def test_the_network_alone_has_no_lattice():

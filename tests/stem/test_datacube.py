@@ -326,7 +326,7 @@ def test_show_disks(cube):
 
 BAD = {
     "method": ({"method": "cnn"}, ValueError, "method is 'cnn'"),
-    "model": ({"method": "fcunet", "model": "powder-npcnn-v1"}, UnknownModelError, "."),
+    "model": ({"method": "fcunet", "model": "powder-npcnn-v2"}, UnknownModelError, "."),
     "model with correlation": ({"model": "stem-x"}, ValueError, "needs no network"),
     "device": ({"device": "tpu"}, DeviceError, "device='tpu'"),
     "options": ({"options": {"degree": 1}}, TypeError, "expected DiskOptions"),
