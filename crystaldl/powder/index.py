@@ -21,6 +21,8 @@ __all__ = ["index_pattern"]
 
 #: fewer lines cannot tell anything, not even of a cubic cell
 MIN_LINES = 4
+#: share of the time limit after which the search by lines begins nothing new: the profile is to have its say
+FIRST = 0.6
 #: cells returned at most
 MAX_CELLS = 20
 
@@ -34,7 +36,7 @@ def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> 
         raise DataError(f"peaks holds {len(peaks)} lines; at least {MIN_LINES} are needed to find a cell.")
     start = time.monotonic()
     lines = line_table(peaks)
-    found = find_lattices(lines, options, *_reporter(progress))
+    found = find_lattices(lines, replace(options, time_limit=FIRST * options.time_limit), *_reporter(progress))
     late = time.monotonic() - start > options.time_limit
     if given or late or _settled(found, lines, options):
         found = _with_absences(found, lines, options)
