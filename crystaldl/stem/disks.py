@@ -22,7 +22,7 @@ METHODS = ("fcunet", "correlation")
 NETWORK_SIGMA_FACTOR, CORRELATION = 1.5, 0.6
 # Correlation peaks that pass for disks: least intensity over its uncertainty, and that of those below a share of the highest,
 # of which noise makes many.
-SIGNIFICANT, FAINT, SIGNIFICANT_IF_FAINT = 3.0, 0.005, 5.0
+SIGNIFICANT, FAINT, SIGNIFICANT_IF_FAINT = 4.0, 0.005, 5.0
 PIXELS_AT_ONCE = {"cpu": 32 * 256 * 256, "cuda": 512 * 256 * 256, "mps": 64 * 256 * 256}
 
 
@@ -215,7 +215,7 @@ class _Measure:
         settings = FitSettings(degree=options.degree, fringes=options.fringes)
         self.fitter = DiskFitter(probe, settings, device) if options.refine else None
 
-    def __call__(self, patterns, found) -> Disks:
+    def __call__(self, patterns, found, rings=None) -> Disks:
         import torch
 
         if found.confidence is not None:
@@ -226,7 +226,7 @@ class _Measure:
         keep = torch.ones(n, dtype=torch.bool, device=patterns.device)
         fitted = torch.full((n,), float("nan"), device=patterns.device)
         if self.fitter is not None and n:
-            fit = self.fitter.fit(patterns, found.pattern, found.positions)
+            fit = self.fitter.fit(patterns, found.pattern, found.positions, rings)
             fitted = fit.intensity
             least = self.options.min_significance
             if confidence is None:
@@ -307,11 +307,16 @@ def _run(batch: np.ndarray, propose, measure, device) -> list[Disks]:
     """One batch; half at a time where the device's memory is short."""
     import torch
 
+    from .halo import ring_excess
+
     try:
         native = np.ascontiguousarray(batch, dtype=np.float32)
         tensor = torch.from_numpy(native).to(device)
         tensor = torch.where(torch.isfinite(tensor), tensor, torch.nan)
-        return [measure(tensor, propose(tensor))]
+        if not measure.options.rings:
+            return [measure(tensor, propose(tensor))]
+        rings = ring_excess(tensor, measure.radius)
+        return [measure(tensor, propose(tensor - rings), rings)]
     except torch.cuda.OutOfMemoryError:
         if len(batch) == 1:
             raise

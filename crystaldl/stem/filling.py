@@ -252,7 +252,9 @@ class Refined:
     hypothesis: Tensor
 
 
-def refine(f: Filling, data: Tensor, use: Tensor, s: Tensor, start: tuple[Tensor, Tensor, Tensor]) -> Refined:
+def refine(
+    f: Filling, data: Tensor, use: Tensor, s: Tensor, start: tuple[Tensor, Tensor, Tensor], known: Tensor
+) -> Refined:
     """Positions under the most probable filling.
 
     Parameters
@@ -264,6 +266,8 @@ def refine(f: Filling, data: Tensor, use: Tensor, s: Tensor, start: tuple[Tensor
     s : (n, 2)
     start : (n, P), (n,), (n,)
         Model of the pixels, mean filling, and scale of the variance, as a fit of lower degree left them.
+    known : (n, P)
+        Intensity that ``data`` no longer holds, but whose counting noise it has.
     """
     model, mean, noise = start
     mean, noise = mean.abs().clamp_min(LEAST_MEAN), noise.float().clamp_min(ROUNDING)
@@ -271,11 +275,11 @@ def refine(f: Filling, data: Tensor, use: Tensor, s: Tensor, start: tuple[Tensor
     finest = f.levels[-1]
     last = torch.full((len(s),), len(finest.constant) - 1, device=s.device)
     shifted = f.shape.shifted(s)
-    p = fill(f, Window(data, _weight(use, model, noise, mean), mean), shifted[0], finest, last)
-    raw = use * (data - p.model) ** 2 / p.model.clamp_min(FLOOR)
+    p = fill(f, Window(data, _weight(use, model, known, noise, mean), mean), shifted[0], finest, last)
+    raw = use * (data - p.model) ** 2 / (p.model + known).clamp_min(FLOOR)
     noise = (raw.sum(1) / (use.sum(1) - p.free().float()).clamp_min(10)).clamp_min(ROUNDING)
     use = use * (raw < OUTLIERS**2 * noise[:, None])
-    w = Window(data, _weight(use, p.model, noise, mean), mean)
+    w = Window(data, _weight(use, p.model, known, noise, mean), mean)
     chances = evidence(f, w, shifted[0])
     chances[:, 0] += EVEN
     which = chances.argmax(1)
@@ -308,6 +312,6 @@ def _descend(f: Filling, w: Window, s: Tensor, best: Fitted, level: Level, which
     return torch.where(sure, (at + step).clamp(-REACH, REACH), at), best.normal
 
 
-def _weight(use: Tensor, model: Tensor, noise: Tensor, mean: Tensor) -> Tensor:
+def _weight(use: Tensor, model: Tensor, known: Tensor, noise: Tensor, mean: Tensor) -> Tensor:
     """Inverse variance of the pixels: counting noise and what is not known of the shape."""
-    return use / (noise[:, None] * model.clamp_min(FLOOR) + PROBE_ERROR**2 * (model**2 + mean[:, None] ** 2))
+    return use / (noise[:, None] * (model + known).clamp_min(FLOOR) + PROBE_ERROR**2 * (model**2 + mean[:, None] ** 2))

@@ -170,7 +170,7 @@ class Solution:
     weight: Tensor
 
 
-def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings) -> Solution:
+def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings, known: Tensor | None = None) -> Solution:
     """Least squares in s with everything linear projected out.
 
     Two steps settle the weights (Poisson: 1 over the model), the outliers and the scale of the prior, which then stay
@@ -185,7 +185,10 @@ def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings) -> So
     s : (n, 2)
         Start.
     settings : crystaldl.stem.peaks.FitSettings
+    known : (n, P), optional
+        Intensity that ``data`` no longer holds, but whose counting noise it has.
     """
+    known = torch.zeros_like(data) if known is None else known
     shrink = torch.full((shape.filling,), settings.filling**-2, dtype=torch.float64, device=s.device)
     shrink[0] = 0.0
     free = shape.filling + 5
@@ -193,7 +196,7 @@ def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings) -> So
     weight = use * shape.emphasis
     for _ in range(2):
         p = project(shape, data, weight, s, prior)
-        weight = use / p.model.clamp_min(FLOOR)
+        weight = use / (p.model + known).clamp_min(FLOOR)
         misfit = weight * (data - p.model) ** 2
         chi2 = misfit.sum(1) / (use.sum(1) - free).clamp_min(1)
         use = use * (misfit < settings.outliers**2 * chi2[:, None])
@@ -216,7 +219,7 @@ def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings) -> So
     last = step * (step.abs().amax(1, keepdim=True) <= settings.tolerance)
     # the scale of the variance from where the counts are: with the floor, dark pixels would make it too small
     used = (weight > 0).float()
-    scatter = (used * (data - best.model) ** 2).sum(1) / (used * best.model.clamp_min(FLOOR / 5)).sum(1)
+    scatter = (used * (data - best.model) ** 2).sum(1) / (used * (best.model + known).clamp_min(FLOOR / 5)).sum(1)
     count = used.sum(1)
     chi2 = (scatter * count / (count - free).clamp_min(1)).double().clamp_min(ROUNDING)
     return Solution((at + last).clamp(-REACH, REACH), best, chi2, weight)
