@@ -25,16 +25,16 @@ STEP = 1 / 6  # of the disks' radius, between two radii
 TOGETHER = 0.35  # share of a ring's pixels that agree on its level
 ALIKE = 1.6  # how much wider than the shortest an interval of values may be that lies lower
 NEAR = 2.2  # half widths of that interval within which pixels belong to the level
-LEAST = 0.15  # share of a ring that must lie in the pattern
+LEAST = 0.15  # share of a ring that must be seen
 ROUNDS = 2  # of moving the middle
 SMALL = 96  # px: larger patterns are binned to find the middle
 SMOOTHING = 1.3  # steps, standard deviation along the radius: no ring is sharper than the disks
 FINE = 4  # points a step of which images are drawn
-BEAM = 1.4  # radii: the direct beam hides the level below it
+BEAM = 1.4  # radii: the direct beam hides what lies below it
 
 
-def ring_excess(patterns: Tensor, radius: float) -> Tensor:
-    """What rings add to the background of patterns, (B, H, W), in their units and not negative.
+class Rings:
+    """Rings of a stack of patterns.
 
     Parameters
     ----------
@@ -43,18 +43,43 @@ def ring_excess(patterns: Tensor, radius: float) -> Tensor:
     radius : float
         Of the disks, px.
     """
-    filled = fill_unmeasured(patterns)
-    smooth = torch.nn.functional.avg_pool2d(filled[:, None], 3, 1, 1, count_include_pad=False)
-    centre, step = middle(filled), max(1.0, STEP * radius)
-    for _ in range(ROUNDS):
-        centre = centre + _towards_round(*_levels(smooth, centre, 2 * step), 2 * step, radius)
-    level = _smoothed(_levels(smooth, centre, step)[1])
-    first = min(math.ceil(BEAM * radius / step) + 1, level.shape[1] - 1)
-    level[:, :first] = torch.minimum(level[:, :first], level[:, first : first + 3].mean(1, keepdim=True))
-    hull = np.empty(level.shape, dtype=np.float32)
-    _convex(np.ascontiguousarray(level.cpu().numpy(), dtype=np.float32), hull)
-    excess = (level - torch.from_numpy(hull).to(level)).clamp_min(0)
-    return _drawn(excess, centre, step, patterns.shape[1:])
+
+    def __init__(self, patterns: Tensor, radius: float):
+        filled = fill_unmeasured(patterns)
+        self.smooth = torch.nn.functional.avg_pool2d(filled[:, None], 3, 1, 1, count_include_pad=False)
+        self.radius, self.step = radius, max(1.0, STEP * radius)
+        self.centre = middle(filled)
+        for _ in range(ROUNDS):
+            found = _levels(self.smooth, self.centre, 2 * self.step)
+            self.centre = self.centre + _towards_round(*found[:3], 2 * self.step, radius)
+
+    def excess(self, covered: Tensor | None = None) -> Tensor:
+        """What rings add to the background, (B, H, W), in units of the patterns and not negative.
+
+        ``covered``: (B, H, W), 1 where disks are known to lie, else 0.
+        """
+        _, level, _, known = _levels(self.smooth, self.centre, self.step, covered)
+        known[:, : math.ceil(BEAM * self.radius / self.step) + 1] = False
+        level, known = (np.ascontiguousarray(a.cpu().numpy()) for a in (level.double(), known))
+        _bridged(level, known)
+        level = _smoothed(torch.from_numpy(level)).numpy()
+        hull = np.empty_like(level)
+        _convex(level, hull)
+        excess = torch.from_numpy(np.maximum(level - hull, 0)).to(self.smooth)
+        return _drawn(excess, self.centre, self.step, self.smooth.shape[2:])
+
+    def beside(self, pattern: Tensor, positions: Tensor, reach: float) -> Tensor:
+        """`excess` from the pixels farther than ``reach`` px from disks at positions (N, 2) of patterns (N,)."""
+        b, _, h, w = self.smooth.shape
+        half = math.ceil(reach)
+        offset = torch.arange(-half, half + 1, device=positions.device)
+        y, x = (positions.round().long()[:, k, None] + offset for k in (0, 1))
+        near = (y - positions[:, :1])[:, :, None] ** 2 + (x - positions[:, 1:])[:, None] ** 2 < reach**2
+        inside = ((y >= 0) & (y < h))[:, :, None] & ((x >= 0) & (x < w))[:, None]
+        index = (pattern[:, None, None] * h + y[:, :, None]) * w + x[:, None]
+        covered = torch.zeros(b * h * w, device=positions.device)
+        covered[index[near & inside]] = 1.0
+        return self.excess(covered.reshape(b, h, w))
 
 
 def middle(patterns: Tensor) -> Tensor:
@@ -75,8 +100,16 @@ def _directions(like: Tensor) -> tuple[Tensor, Tensor]:
     return angle.sin(), angle.cos()
 
 
-def _levels(smooth: Tensor, centre: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Values (B, R, A) of images (B, 1, H, W) around centres (B, 2), NaN outside; levels (B, R); their half widths (B, R)."""
+def _levels(smooth: Tensor, centre: Tensor, step: float, covered: Tensor | None = None):
+    """Rings of images (B, 1, H, W) around centres (B, 2).
+
+    Returns
+    -------
+    (B, R, A) values, NaN where there are none
+    (B, R) levels
+    (B, R) half widths of the interval in which many of the values lie
+    (B, R) bool, whether there are enough of them
+    """
     h, w = smooth.shape[2:]
     r = step * torch.arange(int(math.hypot(h, w) / step) + 2, device=smooth.device, dtype=smooth.dtype)
     sine, cosine = _directions(smooth)
@@ -84,6 +117,9 @@ def _levels(smooth: Tensor, centre: Tensor, step: float) -> tuple[Tensor, Tensor
     inside = (y >= 0) & (y <= h - 1) & (x >= 0) & (x <= w - 1)
     grid = torch.stack([2 * x / (w - 1) - 1, 2 * y / (h - 1) - 1], 3)
     values = torch.nn.functional.grid_sample(smooth, grid, mode="bilinear", padding_mode="border", align_corners=True)[:, 0]
+    if covered is not None:
+        at = torch.nn.functional.grid_sample(covered[:, None], grid, mode="nearest", padding_mode="border", align_corners=True)
+        inside &= at[:, 0] == 0
     ordered = torch.where(inside, values, torch.inf).sort(2).values
     count = inside.sum(2, keepdim=True)
     need = (TOGETHER * count).ceil().long().clamp_min(1)
@@ -95,8 +131,7 @@ def _levels(smooth: Tensor, centre: Tensor, step: float) -> tuple[Tensor, Tensor
     near = inside & ((values - bottom - half).abs() <= NEAR * half + 1e-12)
     level = (values * near).sum(2) / near.sum(2).clamp_min(1)
     known = count[:, :, 0] >= LEAST * AZIMUTHS
-    last = known.long().cumsum(1).argmax(1, keepdim=True)  # beyond the pattern: the last level known
-    return torch.where(inside, values, torch.nan), torch.where(known, level, level.gather(1, last)), half[:, :, 0]
+    return torch.where(inside, values, torch.nan), level, half[:, :, 0], known
 
 
 def _smoothed(level: Tensor) -> Tensor:
@@ -122,6 +157,21 @@ def _towards_round(values: Tensor, level: Tensor, half: Tensor, step: float, rad
     normal = torch.stack([parts[0], parts[1], parts[1], parts[2]], 1).reshape(-1, 2, 2)
     normal = normal + (1e-6 * normal.diagonal(dim1=1, dim2=2).amax(1) + 1e-12)[:, None, None] * torch.eye(2).to(normal)
     return torch.linalg.solve(normal, right).nan_to_num(0.0, 0.0, 0.0).clamp(-radius / 2, radius / 2)
+
+
+@njit(cache=True, nogil=True)
+def _bridged(level, known):  # pragma: no cover - compiled
+    """Levels (B, R) where they are not known: on a line between those that are, beyond them as the nearest."""
+    for b in range(level.shape[0]):
+        last = -1
+        for i in range(level.shape[1]):
+            if known[b, i]:
+                for k in range(last + 1, i):
+                    share = (k - last) / (i - last) if last >= 0 else 1.0
+                    level[b, k] = (1 - share) * level[b, max(last, 0)] + share * level[b, i]
+                last = i
+        for k in range(last + 1, level.shape[1]):
+            level[b, k] = level[b, last] if last >= 0 else 0.0
 
 
 @njit(cache=True, nogil=True)
