@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .between import SHARP
+from .blurred import filling_of
 from .filling import Filling, refine
 from .probe import Probe
 from .threads import shared_out
@@ -134,9 +135,9 @@ class DiskFitter:
         fine = 2 if probe.edge < SHARP else 1
         image, degree = probe.fine_patch(self.half + 8, fine), self.settings.degree
         self._shape = Shape(image, pixels, probe.radius, degree, self.device, emphasis, fine)
-        self._filling = None
+        self._filling: Filling | None = None
         if self.settings.fringes and self.settings.degree == 2:
-            self._filling = Filling(self._shape, pixels, probe.radius, probe.edge, self.device)
+            self._filling = filling_of(probe, self._shape, pixels, self.device)
 
     def fit(self, patterns: Tensor, pattern: Tensor, positions: Tensor, known: Tensor | None = None) -> DiskFits:
         """Refine disks.
@@ -223,10 +224,11 @@ class DiskFitter:
         Elsewhere they are the polynomial's: where it is enough, or a finer filling leads nowhere.
         """
         start = (found.projection.model, mean, found.chi2)
+        assert self._filling is not None
         fine = refine(self._filling, data, (found.weight > 0).float(), found.s, start, known)
         own = _variances(fine.normal)
         good = (own > 0).all(1) & torch.isfinite(fine.s).all(1)
-        good &= (fine.hypothesis > 0) & ((fine.s - found.s).norm(dim=1) < max(1.0, 0.25 * self.radius))
+        good &= ((fine.hypothesis > 0) | self._filling.again) & ((fine.s - found.s).norm(dim=1) < max(1.0, 0.25 * self.radius))
         shift = torch.where(good[:, None], fine.s, found.s)
         return shift, torch.where(good[:, None], own, variance), good
 

@@ -70,15 +70,20 @@ class Shape:
 
     def shifted(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The shape moved by s (n, 2), and its derivatives with respect to s: (n, P) each."""
-        t = self.taps - self.fine * s[:, :, None]
-        a = t.abs()
-        tail = (2 - a).clamp_min(0)
-        value = torch.where(a < 1, 2 / 3 - a**2 + a**3 / 2, tail**3 / 6)
-        slope = self.fine * torch.where(a < 1, 2 * t - 1.5 * t * a, 0.5 * t.sign() * tail**2)
-        (y, x), (dy, dx) = value.unbind(1), slope.unbind(1)
-        weights = torch.stack([a[:, :, None] * b[:, None] for a, b in ((y, x), (dy, x), (y, dx))])
+        weights = spline_weights(self.taps, s, self.fine)
         out = weights.reshape(3 * len(s), -1) @ self.table
         return out.reshape(3, len(s), -1).unbind(0)
+
+
+def spline_weights(taps: Tensor, s: Tensor, fine: int) -> Tensor:
+    """Weights (3, n, T, T) of B-spline coefficients for images moved by s (n, 2) px, and for their derivatives."""
+    t = taps - fine * s[:, :, None]
+    a = t.abs()
+    tail = (2 - a).clamp_min(0)
+    value = torch.where(a < 1, 2 / 3 - a**2 + a**3 / 2, tail**3 / 6)
+    slope = fine * torch.where(a < 1, 2 * t - 1.5 * t * a, 0.5 * t.sign() * tail**2)
+    (y, x), (dy, dx) = value.unbind(1), slope.unbind(1)
+    return torch.stack([a[:, :, None] * b[:, None] for a, b in ((y, x), (dy, x), (y, dx))])
 
 
 @dataclass
