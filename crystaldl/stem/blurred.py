@@ -18,12 +18,12 @@ from scipy import ndimage, optimize
 from scipy.special import ndtr
 from torch import Tensor
 
-from .between import SHARP
 from .filling import HIGHEST, Filling, Shifted, monomials
 from .probe import Probe
 from .varpro import REACH, Shape, spline_weights
 
-OWN = 0.5  # px: edge of an aperture that is as sharp as the pixels
+SOFT = 0.75  # px: a wider edge is no longer that of the aperture on the pixels,
+OWN = 0.5  # px, which is that wide
 STEPS = 4  # points a pixel on which disks are drawn
 MISFIT = 0.04  # of the plateau, root mean square: a probe that is described worse is no blurred round aperture
 SIZE = 28  # functions of the basis, up to degree 6: finer ones do not outlast the blur
@@ -31,7 +31,7 @@ SIZE = 28  # functions of the basis, up to degree 6: finer ones do not outlast t
 
 def filling_of(probe: Probe, shape: Shape, pixels: np.ndarray, device) -> Filling:
     """The filling of disks of a probe: blurred where its edge is wider than that of a sharp aperture on the pixels."""
-    if probe.edge > SHARP:
+    if probe.edge > SOFT:
         found = fitted_blur(probe)
         if found is not None:
             return Blurred(probe, shape, pixels, found, device)
