@@ -41,6 +41,7 @@ POINTS = 800  # over which they are orthonormal
 MARGIN = 1.5  # px: how far beyond the edge the filling is known
 MEAN = 10.0  # how far c may be from what was known before
 STEPS, LAST = 4, 0.02  # px: a step below this is the last one, and taken without looking where it leads
+MOVED = 0.15  # px: disks that moved farther may be filled otherwise than it seemed
 OUTLIERS = 6.0  # standard deviations
 PROBE_ERROR = 0.02  # of the intensity: how well the shape is known, by its own counts and between its pixels
 LEAST_MEAN = 0.02  # of the window's mean: no disk is taken to be fainter
@@ -308,7 +309,12 @@ def refine(
     use = use * (raw < OUTLIERS**2 * noise[:, None])
     w = Window(data, _weight(use, p.model, known, noise, mean), mean)
     out = _under(f, w, s, shifted)
-    return _under(f, w, out.s, f.shifted(out.s, finest.size)) if f.again else out
+    rows = ((out.s - s).abs().amax(1) > MOVED).nonzero()[:, 0]
+    if f.again and len(rows):
+        at = out.s[rows]
+        other = _under(f, w.rows(rows), at, f.shifted(at, finest.size))
+        out.s[rows], out.normal[rows], out.hypothesis[rows] = other.s, other.normal, other.hypothesis
+    return out
 
 
 def _under(f: Filling, w: Window, s: Tensor, shifted: Shifted) -> Refined:
