@@ -25,6 +25,8 @@ STEP = 1 / 6  # of the disks' radius, between two radii
 TOGETHER = 0.35  # share of a ring's pixels that agree on its level
 ALIKE = 1.6  # how much wider than the shortest an interval of values may be that lies lower
 NEAR = 2.2  # half widths of that interval within which pixels belong to the level
+SPREAD = 2.2  # standard deviations of normal noise in the half width of that interval
+SEEN = 1.5  # standard deviations of its counts that rings must change a disk by
 LEAST = 0.15  # share of a ring that must be seen
 ROUNDS = 2  # of moving the middle
 SMALL = 96  # px: larger patterns are binned to find the middle
@@ -46,10 +48,17 @@ class Rings:
 
     def __init__(self, patterns: Tensor, radius: float):
         filled = fill_unmeasured(patterns)
-        self.smooth = torch.nn.functional.avg_pool2d(filled[:, None], 3, 1, 1, count_include_pad=False)
-        self.radius, self.step = radius, max(1.0, STEP * radius)
-        self.centre = middle(filled)
-        for _ in range(ROUNDS):
+        smooth = torch.nn.functional.avg_pool2d(filled[:, None], 3, 1, 1, count_include_pad=False)
+        self.shape, self.radius, self.step = patterns.shape, radius, max(1.0, STEP * radius)
+        centre = middle(filled)
+        _, level, half, known = _levels(smooth, centre, 2 * self.step)
+        excess = self._profile(level, known, 2 * self.step)
+        # of a disk's area, over the counting noise in it, which the smoothed values tell
+        weight = math.sqrt(math.pi) * radius / (3 * SPREAD)
+        noise = half + 1e-3 * half.amax(1, keepdim=True) + 1e-20
+        self.rows = ((weight * excess / noise).amax(1) > SEEN).nonzero()[:, 0]  # the patterns that have rings
+        self.smooth, self.centre = smooth[self.rows], centre[self.rows]
+        for _ in range(ROUNDS if len(self.rows) else 0):
             found = _levels(self.smooth, self.centre, 2 * self.step)
             self.centre = self.centre + _towards_round(*found[:3], 2 * self.step, radius)
 
@@ -58,19 +67,28 @@ class Rings:
 
         ``covered``: (B, H, W), 1 where disks are known to lie, else 0.
         """
-        _, level, _, known = _levels(self.smooth, self.centre, self.step, covered)
-        known[:, : math.ceil(BEAM * self.radius / self.step) + 1] = False
-        level, known = (np.ascontiguousarray(a.cpu().numpy()) for a in (level.double(), known))
-        _bridged(level, known)
-        level = _smoothed(torch.from_numpy(level)).numpy()
-        hull = np.empty_like(level)
-        _convex(level, hull)
-        excess = torch.from_numpy(np.maximum(level - hull, 0)).to(self.smooth)
-        return _drawn(excess, self.centre, self.step, self.smooth.shape[2:])
+        out = torch.zeros(self.shape, device=self.smooth.device)
+        if len(self.rows):
+            covered = None if covered is None else covered[self.rows]
+            _, level, _, known = _levels(self.smooth, self.centre, self.step, covered)
+            out[self.rows] = _drawn(self._profile(level, known, self.step), self.centre, self.step, self.shape[1:])
+        return out
 
-    def beside(self, pattern: Tensor, positions: Tensor, reach: float) -> Tensor:
-        """`excess` from the pixels farther than ``reach`` px from disks at positions (N, 2) of patterns (N,)."""
-        b, _, h, w = self.smooth.shape
+    def _profile(self, level: Tensor, known: Tensor, step: float) -> Tensor:
+        """How far levels (B, R) by radius rise above a convex function."""
+        known[:, : math.ceil(BEAM * self.radius / step) + 1] = False
+        values, sure = (np.ascontiguousarray(a.cpu().numpy()) for a in (level.double(), known))
+        _bridged(values, sure)
+        values = _smoothed(torch.from_numpy(values)).numpy()
+        hull = np.empty_like(values)
+        _convex(values, hull)
+        return torch.from_numpy(np.maximum(values - hull, 0)).to(level)
+
+    def beside(self, pattern: Tensor, positions: Tensor, reach: float) -> Tensor | None:
+        """`excess` from the pixels farther than ``reach`` px from disks at positions (N, 2) of patterns (N,); None: no rings."""
+        if len(self.rows) == 0:
+            return None
+        b, h, w = self.shape
         half = math.ceil(reach)
         offset = torch.arange(-half, half + 1, device=positions.device)
         y, x = (positions.round().long()[:, k, None] + offset for k in (0, 1))
@@ -111,7 +129,9 @@ def _levels(smooth: Tensor, centre: Tensor, step: float, covered: Tensor | None 
     (B, R) bool, whether there are enough of them
     """
     h, w = smooth.shape[2:]
-    r = step * torch.arange(int(math.hypot(h, w) / step) + 2, device=smooth.device, dtype=smooth.dtype)
+    size = torch.tensor([h - 1, w - 1], device=centre.device)
+    far = float(torch.maximum(centre, size - centre).norm(dim=1).amax())  # the farthest corner
+    r = step * torch.arange(int(far / step) + 2, device=smooth.device, dtype=smooth.dtype)
     sine, cosine = _directions(smooth)
     y, x = centre[:, 0, None, None] + r[:, None] * sine, centre[:, 1, None, None] + r[:, None] * cosine
     inside = (y >= 0) & (y <= h - 1) & (x >= 0) & (x <= w - 1)
