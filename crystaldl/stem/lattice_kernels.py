@@ -16,6 +16,7 @@ LOSS = 1.05  # variance of the robust estimate over that of least squares, for n
 PRIOR_DISKS = 10.0  # how many degrees of freedom the stated σ are worth against a single pattern's own scatter
 REACH = np.array([1, 2, 4, 8, 100000])  # largest |h|, |k| of each pass of indexing
 ENOUGH = 0.8  # share of the disks on the lattice that ends the search
+SETTLED = 1e-8  # px: a smaller change is the last one
 _ITERATIONS = 30
 
 
@@ -115,7 +116,7 @@ def _squares(q, hk, inverse_variance, used, lattice, out):
 def _reweighted(q, hk, inverse_variance, importance, used, lattice, origin, prior, scale2):
     """Iterated reweighting: Huber's weights for ``scale2`` = 0, else Tukey's.  Returns the lattice and the weights."""
     n = q.shape[0]
-    squares, weight = np.empty(n), np.empty(n)
+    squares, weight, scaled = np.empty(n), np.empty(n), np.empty(n)
     for _ in range(_ITERATIONS):
         _squares(q, hk, inverse_variance, used, lattice, squares)
         for i in range(n):
@@ -126,14 +127,15 @@ def _reweighted(q, hk, inverse_variance, importance, used, lattice, origin, prio
             else:
                 u = 1.0 - squares[i] / (scale2 * TUKEY * TUKEY)
                 weight[i] = u * u if u > 0 else 0.0
-        new = _solve(q, hk, inverse_variance, weight * importance, origin, prior)
+            scaled[i] = weight[i] * importance[i]
+        new = _solve(q, hk, inverse_variance, scaled, origin, prior)
         if np.isnan(new[0, 0]):
             return new, weight
         change = 0.0
         for j in range(3):
             change = max(change, abs(new[j, 0] - lattice[j, 0]), abs(new[j, 1] - lattice[j, 1]))
         lattice = new
-        if change < 1e-9:
+        if change < SETTLED:
             break
     return lattice, weight
 
@@ -188,10 +190,14 @@ def _uncertainty(hk, inverse_variance, importance, weight, squares, prior, robus
             chi2 += squares[i]
     for axis in range(2):
         inverse = _invert(_normal(hk, inverse_variance[:, axis], inside * importance, prior[axis]))
-        spread = inverse @ _normal(hk, inverse_variance[:, axis], inside * importance**2, prior[axis]) @ inverse
+        spread = _normal(hk, inverse_variance[:, axis], inside * importance * importance, prior[axis])
         for i in range(3):
             for j in range(3):
-                covariance[axis, i, j] = spread[i, j]
+                total = 0.0
+                for k in range(3):
+                    for m in range(3):
+                        total += inverse[i, k] * spread[k, m] * inverse[m, j]
+                covariance[axis, i, j] = total
     return (PRIOR_DISKS + chi2) / (PRIOR_DISKS + max(2 * n - 6, 0)) * (LOSS if robust else 1.0)
 
 
