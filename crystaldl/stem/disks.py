@@ -22,7 +22,8 @@ METHODS = ("fcunet", "correlation")
 NETWORK_SIGMA_FACTOR, CORRELATION = 1.5, 0.6
 # Correlation peaks that pass for disks: least intensity over its uncertainty, and that of those below a share of the highest,
 # of which noise makes many.
-SIGNIFICANT, FAINT, SIGNIFICANT_IF_FAINT = 3.0, 0.005, 5.0
+SIGNIFICANT, FAINT, SIGNIFICANT_IF_FAINT = 4.0, 0.005, 5.0
+STRONG = 0.01  # correlation peaks above this share of the highest are disks rather than pieces of rings
 PIXELS_AT_ONCE = {"cpu": 32 * 256 * 256, "cuda": 512 * 256 * 256, "mps": 64 * 256 * 256}
 
 
@@ -212,10 +213,11 @@ class _Measure:
         from .peaks import DiskFitter, FitSettings
 
         self.options, self.threshold, self.radius = options, threshold, probe.radius
+        self.reach = probe.radius + 2 * probe.edge + 1.5  # px, of a disk and the smoothing of the rings
         settings = FitSettings(degree=options.degree, fringes=options.fringes)
         self.fitter = DiskFitter(probe, settings, device) if options.refine else None
 
-    def __call__(self, patterns, found) -> Disks:
+    def __call__(self, patterns, found, rings=None) -> Disks:
         import torch
 
         if found.confidence is not None:
@@ -226,7 +228,7 @@ class _Measure:
         keep = torch.ones(n, dtype=torch.bool, device=patterns.device)
         fitted = torch.full((n,), float("nan"), device=patterns.device)
         if self.fitter is not None and n:
-            fit = self.fitter.fit(patterns, found.pattern, found.positions)
+            fit = self.fitter.fit(patterns, found.pattern, found.positions, self._known(found, rings, len(patterns)))
             fitted = fit.intensity
             least = self.options.min_significance
             if confidence is None:
@@ -247,6 +249,13 @@ class _Measure:
         order = np.lexsort((-arrays[2], pattern))
         p, s, i, c, f = (a[order] for a in arrays)
         return Disks(pattern[order], p, s, i, c, len(patterns), f)
+
+    def _known(self, found, rings, count: int):
+        """Rings as they are beside the disks, but for faint candidates of the correlation, of which rings have many."""
+        if rings is None:
+            return None
+        sure = relative(found.pattern, found.strength, count) > STRONG if found.confidence is None else slice(None)
+        return rings.beside(found.pattern[sure], found.positions[sure], self.reach)
 
     def _significant(self, found, count: int):
         """Least significance of each candidate of the correlation."""
@@ -307,11 +316,16 @@ def _run(batch: np.ndarray, propose, measure, device) -> list[Disks]:
     """One batch; half at a time where the device's memory is short."""
     import torch
 
+    from .halo import Rings
+
     try:
         native = np.ascontiguousarray(batch, dtype=np.float32)
         tensor = torch.from_numpy(native).to(device)
         tensor = torch.where(torch.isfinite(tensor), tensor, torch.nan)
-        return [measure(tensor, propose(tensor))]
+        if not measure.options.rings:
+            return [measure(tensor, propose(tensor))]
+        rings = Rings(tensor, measure.radius)
+        return [measure(tensor, propose(tensor - rings.excess()), rings)]
     except torch.cuda.OutOfMemoryError:
         if len(batch) == 1:
             raise

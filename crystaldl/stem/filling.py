@@ -36,13 +36,18 @@ POLYNOMIAL = 0.5  # expected size of its linear and quadratic coefficients, rela
 SHORTEST = 2.0  # px: closer fringes are no longer seen as such
 LOST = 1e-3  # of the variance of the filling relative to its mean, by leaving out higher degrees
 HIGHEST = 9  # degree of the polynomials
+SIZES = tuple((d + 1) * (d + 2) // 2 for d in range(2, HIGHEST + 1))  # how many there are up to each degree
 POINTS = 800  # over which they are orthonormal
 MARGIN = 1.5  # px: how far beyond the edge the filling is known
 MEAN = 10.0  # how far c may be from what was known before
 STEPS, LAST = 4, 0.02  # px: a step below this is the last one, and taken without looking where it leads
+MOVED = 0.15  # px: disks that moved farther may be filled otherwise than it seemed
 OUTLIERS = 6.0  # standard deviations
 PROBE_ERROR = 0.02  # of the intensity: how well the shape is known, by its own counts and between its pixels
 LEAST_MEAN = 0.02  # of the window's mean: no disk is taken to be fainter
+
+
+Shifted = tuple[Tensor, Tensor, Tensor]  # the shape at one s and its derivatives, (n, P) each
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,12 @@ class Filling:
         Of the disk, on the same pixels.
     pixels : (P, 2) int ndarray
     radius, edge : float, px
+    most : int
+        Functions of the basis at most.
     """
 
-    def __init__(self, shape: Shape, pixels: np.ndarray, radius: float, edge: float, device):
-        self.shape, self.device = shape, device
+    def __init__(self, shape: Shape, pixels: np.ndarray, radius: float, edge: float, device, most: int = SIZES[-1]):
+        self.shape, self.device, self.again = shape, device, False
         outer = (radius + 2 * edge + MARGIN) / radius
         count = np.arange(POINTS) + 0.5
         r, angle = np.sqrt(count / POINTS) * outer, count * np.pi * (3 - np.sqrt(5))
@@ -93,7 +100,7 @@ class Filling:
         self.levels: list[Level] = []
         for length, depths in lengths.items():
             first = sum(len(level.constant) for level in self.levels)
-            self.levels.append(self._level(covariance(points, points, length), depths, basis, stiff, first))
+            self.levels.append(self._level(covariance(points, points, length), depths, basis[:, :most], stiff, first))
         size = max(level.size for level in self.levels)
         self.sizes = torch.tensor([n.size for n in self.levels for _ in n.constant], device=device)
         self.constant = torch.cat([level.constant for level in self.levels])
@@ -103,6 +110,7 @@ class Filling:
         # beyond the margin there is no disk: the polynomials are kept from growing there
         scaled = pixels / (radius * outer)
         scaled = scaled / np.maximum(np.hypot(*scaled.T), 1.0)[:, None]
+        self.functions = change[:, :size], radius * outer
         terms = monomials(scaled, HIGHEST) @ change[:, :size]
         i, j = np.tril_indices(size)
         place = np.zeros((size, size), dtype=np.int64)
@@ -119,7 +127,7 @@ class Filling:
         """The hypotheses of one length, on as few polynomials as describe its filling."""
         prior = basis.T @ process @ basis / POINTS**2
         lost = 1 - np.cumsum(np.diagonal(prior))
-        sizes = [(d + 1) * (d + 2) // 2 for d in range(2, HIGHEST + 1)]
+        sizes = [n for n in SIZES if n <= basis.shape[1]]
         size = next((n for n in sizes if max(depths) ** 2 * lost[n - 1] < LOST), sizes[-1])
         priors = []
         for depth in depths:
@@ -130,6 +138,29 @@ class Filling:
         constant = np.linalg.slogdet(np.stack(priors))[1]
         tables = (torch.as_tensor(a, dtype=torch.float64, device=self.device) for a in (precision, constant))
         return Level(first, size, *tables)
+
+
+    # what depends on how the functions of the basis lie on the pixels; ``at`` is what `shifted` gives first
+
+    def shifted(self, s: Tensor, size: int) -> Shifted:
+        """The shape moved by s (n, 2), and its derivatives."""
+        return self.shape.shifted(s)
+
+    def squares(self, weight: Tensor, at: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Weighted products of ``size`` functions with one another (n, F, F), and with the background (n, F, 3)."""
+        wm = weight * at
+        place = self.place[:size, :size].reshape(-1)
+        own = ((wm * at) @ self.pairs[:, : size * (size + 1) // 2]).index_select(1, place)
+        return own.reshape(-1, size, size), (wm @ self.mixed[:, : 3 * size]).reshape(-1, size, 3)
+
+    def products(self, values: Tensor, at: Tensor, size: int) -> Tensor:
+        """Products (n, F) of ``size`` functions with values (n, P)."""
+        return (values * at) @ self.terms[:, :size]
+
+    def filled(self, shifted: Shifted, c: Tensor) -> Shifted:
+        """The filled disk with coefficients c (n, F), and its derivatives with respect to s."""
+        filling = c @ self.terms[:, : c.shape[1]].T
+        return tuple(a * filling for a in shifted)  # type: ignore[return-value]
 
 
 def monomials(points: np.ndarray, degree: int) -> np.ndarray:
@@ -156,25 +187,22 @@ class Window:
         return Window(self.data[rows], self.weight[rows], self.mean[rows])
 
 
-Shifted = tuple[Tensor, Tensor, Tensor]  # (n, P) each: the shape at one s and its derivatives
 
 
 def sums(f: Filling, w: Window, m: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
     """Normal matrix without the prior (n, 3 + F, 3 + F) and right-hand side (n, 3 + F), the background first.
 
-    ``m``: (n, P), the shape; ``size``: number F of functions, the first ones (by default all of them).
+    ``m``: the shape, as of `Filling.shifted`; ``size``: number F of functions, the first ones (by default all of them).
     """
-    n, size = len(m), size or f.terms.shape[1]
-    wm, wi = w.weight * m, w.weight * w.data
+    n, size = len(m), size or len(f.place)
+    wi = w.weight * w.data
     matrix = torch.empty(n, 3 + size, 3 + size, dtype=torch.float64, device=m.device)
-    place = f.place[:size, :size].reshape(-1)
-    matrix[:, 3:, 3:] = ((wm * m) @ f.pairs[:, : size * (size + 1) // 2]).index_select(1, place).reshape(n, size, size)
-    mixed = (wm @ f.mixed[:, : 3 * size]).reshape(n, size, 3)
+    matrix[:, 3:, 3:], mixed = f.squares(w.weight, m, size)
     matrix[:, 3:, :3], matrix[:, :3, 3:] = mixed, mixed.transpose(1, 2)
     matrix[:, :3, :3] = (w.weight @ f.plain).reshape(n, 3, 3)
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     diagonal += 1e-7 * diagonal.amax(1, keepdim=True) + 1e-12
-    return matrix, torch.cat([wi @ f.three, (wi * m) @ f.terms[:, :size]], 1).double()
+    return matrix, torch.cat([wi @ f.three, f.products(wi, m, size)], 1).double()
 
 
 def evidence(f: Filling, w: Window, m: Tensor) -> Tensor:
@@ -193,8 +221,8 @@ class Filled:
     prior: Tensor  # (n, F, F) precision
     factor: Tensor  # (n, 3 + F, 3 + F), of Cholesky
     c: Tensor  # (n, 3 + F): background, filling
-    filling: Tensor  # (n, P)
     model: Tensor  # (n, P)
+    slopes: tuple[Tensor, Tensor]  # (n, P) each: its derivatives with respect to s
 
     def free(self) -> Tensor:
         """(n,) number of parameters that the pixels determine."""
@@ -202,16 +230,16 @@ class Filled:
         return self.c.shape[1] - (self.prior * inverse).sum((1, 2))
 
 
-def fill(f: Filling, w: Window, m: Tensor, level: Level, which: Tensor) -> Filled:
+def fill(f: Filling, w: Window, shifted: Shifted, level: Level, which: Tensor) -> Filled:
     """``which``: (n,) numbers of hypotheses within the level."""
-    matrix, right = sums(f, w, m, level.size)
+    matrix, right = sums(f, w, shifted[0], level.size)
     prior = level.precision[which] / (w.mean.double() ** 2)[:, None, None]
     matrix[:, 3:, 3:] += prior
     factor = torch.linalg.cholesky_ex(matrix)[0]
     c = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
     single = c.float()
-    filling = single[:, 3:] @ f.terms[:, : level.size].T
-    return Filled(prior, factor, c, filling, torch.addcmul(single[:, :3] @ f.three.T, m, filling))
+    disk, *slopes = f.filled(shifted, single[:, 3:])
+    return Filled(prior, factor, c, single[:, :3] @ f.three.T + disk, (slopes[0], slopes[1]))
 
 
 @dataclass
@@ -225,14 +253,13 @@ class Fitted:
 
 def project(f: Filling, w: Window, shifted: Shifted, level: Level, which: Tensor) -> Fitted:
     """Solve for filling and background, and linearise in s."""
-    m, my, mx = shifted
-    p, terms = fill(f, w, m, level, which), f.terms[:, : level.size]
+    p = fill(f, w, shifted, level, which)
     residual = w.data - p.model
     wr = w.weight * residual
-    dy, dx = my * p.filling, mx * p.filling
+    dy, dx = p.slopes
     wdy, wdx = w.weight * dy, w.weight * dx
     gradient = torch.stack([(wr * dy).sum(1), (wr * dx).sum(1)], 1).double()
-    cross = torch.stack([torch.cat([d @ f.three, (d * m) @ terms], 1) for d in (wdy, wdx)], 2).double()
+    cross = torch.stack([torch.cat([d @ f.three, f.products(d, shifted[0], level.size)], 1) for d in (wdy, wdx)], 2).double()
     half = torch.linalg.solve_triangular(p.factor, cross, upper=False)
     own = torch.stack([(wdy * dy).sum(1), (wdy * dx).sum(1), (wdx * dx).sum(1)], 1).double()
     normal = own[:, [0, 1, 1, 2]].reshape(-1, 2, 2) - half.transpose(1, 2) @ half
@@ -244,7 +271,7 @@ def project(f: Filling, w: Window, shifted: Shifted, level: Level, which: Tensor
 class Refined:
     """``s`` (n, 2), ``normal`` (n, 2, 2): inverse of its covariance, ``hypothesis`` (n,): index into those of `Filling`.
 
-    Under hypothesis 0, no fringes, ``s`` is the start and ``normal`` 0.
+    Under hypothesis 0, no fringes, ``s`` is the start and ``normal`` 0 (unless the filling works `again` on what it found).
     """
 
     s: Tensor
@@ -252,7 +279,9 @@ class Refined:
     hypothesis: Tensor
 
 
-def refine(f: Filling, data: Tensor, use: Tensor, s: Tensor, start: tuple[Tensor, Tensor, Tensor]) -> Refined:
+def refine(
+    f: Filling, data: Tensor, use: Tensor, s: Tensor, start: tuple[Tensor, Tensor, Tensor], known: Tensor | None = None
+) -> Refined:
     """Positions under the most probable filling.
 
     Parameters
@@ -264,24 +293,38 @@ def refine(f: Filling, data: Tensor, use: Tensor, s: Tensor, start: tuple[Tensor
     s : (n, 2)
     start : (n, P), (n,), (n,)
         Model of the pixels, mean filling, and scale of the variance, as a fit of lower degree left them.
+    known : (n, P), optional
+        Intensity that ``data`` no longer holds, but whose counting noise it has.
     """
     model, mean, noise = start
+    known = torch.zeros_like(data) if known is None else known
     mean, noise = mean.abs().clamp_min(LEAST_MEAN), noise.float().clamp_min(ROUNDING)
     # the finest filling leaves the noise behind
     finest = f.levels[-1]
     last = torch.full((len(s),), len(finest.constant) - 1, device=s.device)
-    shifted = f.shape.shifted(s)
-    p = fill(f, Window(data, _weight(use, model, noise, mean), mean), shifted[0], finest, last)
-    raw = use * (data - p.model) ** 2 / p.model.clamp_min(FLOOR)
+    shifted = f.shifted(s, finest.size)
+    p = fill(f, Window(data, _weight(use, model, known, noise, mean), mean), shifted, finest, last)
+    raw = use * (data - p.model) ** 2 / (p.model + known).clamp_min(FLOOR)
     noise = (raw.sum(1) / (use.sum(1) - p.free().float()).clamp_min(10)).clamp_min(ROUNDING)
     use = use * (raw < OUTLIERS**2 * noise[:, None])
-    w = Window(data, _weight(use, p.model, noise, mean), mean)
+    w = Window(data, _weight(use, p.model, known, noise, mean), mean)
+    out = _under(f, w, s, shifted)
+    rows = ((out.s - s).abs().amax(1) > MOVED).nonzero()[:, 0]
+    if f.again and len(rows):
+        at = out.s[rows]
+        other = _under(f, w.rows(rows), at, f.shifted(at, finest.size))
+        out.s[rows], out.normal[rows], out.hypothesis[rows] = other.s, other.normal, other.hypothesis
+    return out
+
+
+def _under(f: Filling, w: Window, s: Tensor, shifted: Shifted) -> Refined:
+    """Positions under the filling that is the most probable one at s (n, 2)."""
     chances = evidence(f, w, shifted[0])
     chances[:, 0] += EVEN
     which = chances.argmax(1)
     out = Refined(s.clone(), torch.zeros(len(s), 2, 2, dtype=torch.float64, device=s.device), which)
     for level in f.levels:
-        mine = (which > 0) & (which >= level.first) & (which < level.first + len(level.constant))
+        mine = ((which > 0) | f.again) & (which >= level.first) & (which < level.first + len(level.constant))
         rows = mine.nonzero()[:, 0]
         if len(rows):
             first = project(f, w.rows(rows), tuple(a[rows] for a in shifted), level, which[rows] - level.first)
@@ -298,7 +341,7 @@ def _descend(f: Filling, w: Window, s: Tensor, best: Fitted, level: Level, which
         if len(rows) == 0:
             break
         trial = (at[rows] + step[rows]).clamp(-REACH, REACH)
-        p = project(f, w.rows(rows), f.shape.shifted(trial), level, which[rows])
+        p = project(f, w.rows(rows), f.shifted(trial, level.size), level, which[rows])
         better = p.cost <= best.cost[rows]
         step[rows] = torch.where(better[:, None], gauss_newton_step(p), 0.5 * step[rows])
         for name in ("cost", "normal"):
@@ -308,6 +351,6 @@ def _descend(f: Filling, w: Window, s: Tensor, best: Fitted, level: Level, which
     return torch.where(sure, (at + step).clamp(-REACH, REACH), at), best.normal
 
 
-def _weight(use: Tensor, model: Tensor, noise: Tensor, mean: Tensor) -> Tensor:
+def _weight(use: Tensor, model: Tensor, known: Tensor, noise: Tensor, mean: Tensor) -> Tensor:
     """Inverse variance of the pixels: counting noise and what is not known of the shape."""
-    return use / (noise[:, None] * model.clamp_min(FLOOR) + PROBE_ERROR**2 * (model**2 + mean[:, None] ** 2))
+    return use / (noise[:, None] * (model + known).clamp_min(FLOOR) + PROBE_ERROR**2 * (model**2 + mean[:, None] ** 2))

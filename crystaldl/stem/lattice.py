@@ -73,9 +73,9 @@ def fit_lattices(
 ) -> LatticeFit:  # fmt: skip
     """Fit origin, g1 and g2 of every pattern by robust weighted least squares.
 
-    Weights are 1/(σ² + s²), with σ of each disk along each axis and s, one number for the scan, what the disks scatter
-    beyond σ (dynamical contrast is no counting noise; s is 0 where σ explains all). Robust weights are Huber's, then
-    Tukey's. Disks are indexed from the centre outwards as the lattice becomes known. The covariance is scaled by the
+    Weights are 1/(σ² + s²) times the disk's `_importance`, with σ of each disk along each axis and s, one number for the scan,
+    what the disks scatter beyond σ (dynamical contrast is no counting noise; s is 0 where σ explains all). Robust weights are
+    Huber's, then Tukey's. Disks are indexed from the centre outwards as the lattice becomes known. The covariance is scaled by the
     scatter of the pattern itself, to the extent that it has disks enough to tell. Multiple scattering fills the sides of all
     disks that face the direct beam alike, which moves them outwards or inwards together and lengthens or shortens the
     lattice: how far, for the scan as a whole, is seen from shifts that no lattice explains, and enters the covariance. Where
@@ -103,9 +103,10 @@ def fit_lattices(
     positions, prior = np.ascontiguousarray(positions, dtype=float), np.asarray(prior, dtype=float)
     origin = np.ascontiguousarray(origin, dtype=float)
     variance = np.square(np.nan_to_num(np.asarray(sigma, dtype=float), nan=0.0))
-    excess = _excess(offsets, positions, variance, (origin, prior, basis, settings))
+    importance = _importance(variance)
+    excess = _excess(offsets, positions, variance, importance, (origin, prior, basis, settings))
     inverse = 1 / np.maximum(variance + excess**2, _FLOOR**2)
-    lattice, covariance, scale2, hk, weight = fit_all(offsets, positions, inverse, origin, prior, basis, settings)
+    lattice, covariance, scale2, hk, weight = fit_all(offsets, positions, inverse, importance, origin, prior, basis, settings)
     pattern = np.repeat(np.arange(offsets.size - 1), np.diff(offsets))
     counted = (weight > 0) & np.isfinite(lattice[pattern, 0, 0])
     off = _residuals(positions, hk, lattice[pattern])
@@ -114,10 +115,22 @@ def fit_lattices(
     good = np.isfinite(lattice[:, 0, 0])
     residual = np.where(good, np.sqrt(squares / np.maximum(n, 1)), np.nan)
     total = _basis_covariance(covariance, scale2)
-    shift, response = _radial_shift(pattern, positions, hk, inverse * weight[:, None], lattice, prior, absolute)
+    shift, response = _radial_shift(pattern, positions, hk, inverse * (importance * weight)[:, None], lattice, prior, absolute)
     if shift > 0:
         total = total + shift**2 * response[:, :, None] * response[:, None, :]
     return LatticeFit(lattice[:, 0], lattice[:, 1:], total, n, residual, hk, weight, excess, shift)
+
+
+def _importance(variance) -> np.ndarray:
+    """Factors (N,) of the weights 1/σ² of disks with variances (N, 2): 1 for the median disk, less for uncertain ones.
+
+    A disk is uncertain where multiple scattering leaves a side of it dark, and is then seen shifted towards the other side, by
+    a share of its uncertainty. Near a zone axis that is inwards for all disks of a pattern: errors that do not average out
+    among the disks, and grow with their σ. Certain disks show hardly any of it and therefore count for more.
+    """
+    total = variance.mean(1)
+    known = total[total > 0]
+    return 2 / (1 + total / np.median(known)) if known.size else np.ones(len(total))
 
 
 def _residuals(positions, hk, lattice) -> np.ndarray:
@@ -187,7 +200,7 @@ def _sums(pattern, values, count) -> np.ndarray:
     return out.reshape(count, *values.shape[1:])
 
 
-def _excess(offsets, positions, variance, rest) -> float:
+def _excess(offsets, positions, variance, importance, rest) -> float:
     """Standard deviation, px, that must be added to the disks' σ to explain how they scatter about their lattices."""
     origin, prior, basis, settings = rest
     counts = np.diff(offsets)
@@ -198,12 +211,12 @@ def _excess(offsets, positions, variance, rest) -> float:
         enough = np.sort(np.random.default_rng(0).choice(enough, SAMPLE, replace=False))
     rows = np.concatenate([np.arange(offsets[p], offsets[p + 1]) for p in enough])
     few = np.concatenate([[0], np.cumsum(counts[enough])])
-    q, v, o = positions[rows], variance[rows], origin[enough]
+    q, v, count_for, o = positions[rows], variance[rows], importance[rows], origin[enough]
     pattern = np.repeat(np.arange(enough.size), counts[enough])
     excess = 0.2
     for _ in range(6):
         inverse = 1 / np.maximum(v + excess**2, _FLOOR**2)
-        lattice, covariance, _, hk, weight = fit_all(few, q, inverse, o, prior, basis, settings)
+        lattice, covariance, _, hk, weight = fit_all(few, q, inverse, count_for, o, prior, basis, settings)
         counted = np.flatnonzero((weight > 0) & np.isfinite(lattice[pattern, 0, 0]))
         if counted.size == 0:
             return 0.0

@@ -16,6 +16,7 @@ LOSS = 1.05  # variance of the robust estimate over that of least squares, for n
 PRIOR_DISKS = 10.0  # how many degrees of freedom the stated σ are worth against a single pattern's own scatter
 REACH = np.array([1, 2, 4, 8, 100000])  # largest |h|, |k| of each pass of indexing
 ENOUGH = 0.8  # share of the disks on the lattice that ends the search
+SETTLED = 1e-8  # px: a smaller change is the last one
 _ITERATIONS = 30
 
 
@@ -57,8 +58,8 @@ def _invert(s):
 
 
 @njit(cache=True, nogil=True)
-def _inverse_normal(hk, inverse_variance, weight, prior):
-    """Inverse of Σ w m mᵀ with m = (1, h, k), plus the prior's weight on the origin."""
+def _normal(hk, inverse_variance, weight, prior):
+    """Σ w m mᵀ with m = (1, h, k), plus the prior's weight on the origin."""
     s = np.zeros((3, 3))
     s[0, 0] = prior
     for i in range(hk.shape[0]):
@@ -72,7 +73,7 @@ def _inverse_normal(hk, inverse_variance, weight, prior):
             s[1, 2] += w * h * k
             s[2, 2] += w * k * k
     s[1, 0], s[2, 0], s[2, 1] = s[0, 1], s[0, 2], s[1, 2]
-    return _invert(s)
+    return s
 
 
 @njit(cache=True, nogil=True)
@@ -80,7 +81,7 @@ def _solve(q, hk, inverse_variance, weight, origin, prior):
     """Weighted least squares: (3, 2) with the rows origin, g1, g2; NaN where the disks do not fix a lattice."""
     lattice = np.empty((3, 2))
     for axis in range(2):
-        inverse = _inverse_normal(hk, inverse_variance[:, axis], weight, prior[axis])
+        inverse = _invert(_normal(hk, inverse_variance[:, axis], weight, prior[axis]))
         if inverse[2, 2] <= 0:
             lattice[0, 0] = np.nan
             return lattice
@@ -112,10 +113,10 @@ def _squares(q, hk, inverse_variance, used, lattice, out):
 
 
 @njit(cache=True, nogil=True)
-def _reweighted(q, hk, inverse_variance, used, lattice, origin, prior, scale2):
+def _reweighted(q, hk, inverse_variance, importance, used, lattice, origin, prior, scale2):
     """Iterated reweighting: Huber's weights for ``scale2`` = 0, else Tukey's.  Returns the lattice and the weights."""
     n = q.shape[0]
-    squares, weight = np.empty(n), np.empty(n)
+    squares, weight, scaled = np.empty(n), np.empty(n), np.empty(n)
     for _ in range(_ITERATIONS):
         _squares(q, hk, inverse_variance, used, lattice, squares)
         for i in range(n):
@@ -126,14 +127,15 @@ def _reweighted(q, hk, inverse_variance, used, lattice, origin, prior, scale2):
             else:
                 u = 1.0 - squares[i] / (scale2 * TUKEY * TUKEY)
                 weight[i] = u * u if u > 0 else 0.0
-        new = _solve(q, hk, inverse_variance, weight, origin, prior)
+            scaled[i] = weight[i] * importance[i]
+        new = _solve(q, hk, inverse_variance, scaled, origin, prior)
         if np.isnan(new[0, 0]):
             return new, weight
         change = 0.0
         for j in range(3):
             change = max(change, abs(new[j, 0] - lattice[j, 0]), abs(new[j, 1] - lattice[j, 1]))
         lattice = new
-        if change < 1e-9:
+        if change < SETTLED:
             break
     return lattice, weight
 
@@ -151,14 +153,14 @@ def _near(lattice, start, limit):
 
 
 @njit(cache=True, nogil=True)
-def _fit(q, hk, inverse_variance, used, lattice, origin, prior, robust):
+def _fit(q, hk, inverse_variance, importance, used, lattice, origin, prior, robust):
     """One fit with the indices as they are.  Returns the lattice and the weights."""
     if not robust:
         weight = np.zeros(q.shape[0])
         for i in range(q.shape[0]):
             weight[i] = 1.0 if used[i] else 0.0
-        return _solve(q, hk, inverse_variance, weight, origin, prior), weight
-    lattice, weight = _reweighted(q, hk, inverse_variance, used, lattice, origin, prior, 0.0)
+        return _solve(q, hk, inverse_variance, weight * importance, origin, prior), weight
+    lattice, weight = _reweighted(q, hk, inverse_variance, importance, used, lattice, origin, prior, 0.0)
     if np.isnan(lattice[0, 0]):
         return lattice, weight
     squares = np.empty(q.shape[0])
@@ -170,11 +172,11 @@ def _fit(q, hk, inverse_variance, used, lattice, origin, prior, robust):
     n = squares.size - first
     # a pattern that scatters more than its σ say gets a wider scale, so that Tukey's weight does not discard it all
     scale2 = max(1.0, squares[first + n // 2] * n / (MEDIAN_CHI2 * max(n - 3, 1)))
-    return _reweighted(q, hk, inverse_variance, used, lattice, origin, prior, scale2)
+    return _reweighted(q, hk, inverse_variance, importance, used, lattice, origin, prior, scale2)
 
 
 @njit(cache=True, nogil=True)
-def _uncertainty(hk, inverse_variance, weight, squares, prior, robust, covariance):
+def _uncertainty(hk, inverse_variance, importance, weight, squares, prior, robust, covariance):
     """Fill the (2, 3, 3) covariance of (origin, g1, g2) along each axis, by the stated σ of the disks that count.
 
     Returns its scale by their scatter.
@@ -187,15 +189,20 @@ def _uncertainty(hk, inverse_variance, weight, squares, prior, robust, covarianc
             n += 1
             chi2 += squares[i]
     for axis in range(2):
-        inverse = _inverse_normal(hk, inverse_variance[:, axis], inside, prior[axis])
+        inverse = _invert(_normal(hk, inverse_variance[:, axis], inside * importance, prior[axis]))
+        spread = _normal(hk, inverse_variance[:, axis], inside * importance * importance, prior[axis])
         for i in range(3):
             for j in range(3):
-                covariance[axis, i, j] = inverse[i, j]
+                total = 0.0
+                for k in range(3):
+                    for m in range(3):
+                        total += inverse[i, k] * spread[k, m] * inverse[m, j]
+                covariance[axis, i, j] = total
     return (PRIOR_DISKS + chi2) / (PRIOR_DISKS + max(2 * n - 6, 0)) * (LOSS if robust else 1.0)
 
 
 @njit(cache=True, nogil=True)
-def _search(q, inverse_variance, origin, prior, start, settings, first, hk, current):
+def _search(q, inverse_variance, importance, origin, prior, start, settings, first, hk, current):
     """Index and fit from the inside out, beginning with pass ``first``; fills the last two arguments.
 
     Returns the weights; all zero where there is no fit.
@@ -214,7 +221,7 @@ def _search(q, inverse_variance, origin, prior, start, settings, first, hk, curr
         count = _index(q, current, REACH[min(step, last - 1)], tolerance2, hk, used)
         good = False
         if count >= least:
-            fitted, weight = _fit(q, hk, inverse_variance, used, current, origin, prior, robust)
+            fitted, weight = _fit(q, hk, inverse_variance, importance, used, current, origin, prior, robust)
             good = _near(fitted, start, limit)
             if good:
                 for j in range(3):
@@ -226,8 +233,12 @@ def _search(q, inverse_variance, origin, prior, start, settings, first, hk, curr
 
 
 @njit(cache=True, nogil=True)
-def _fit_pattern(q, inverse_variance, origin, prior, start, settings, lattice, covariance, hk, weight):
-    """Index and fit one pattern into the last four arguments; see `fit_all`.  Returns the scale of the covariance."""
+def _fit_pattern(q, precision, origin, prior, start, settings, lattice, covariance, hk, weight):
+    """Index and fit one pattern into the last four arguments; see `fit_all`.  Returns the scale of the covariance.
+
+    ``precision``: inverse variances and importance.
+    """
+    inverse_variance, importance = precision
     n = q.shape[0]
     best = 0.0
     current = np.empty((3, 2))
@@ -236,7 +247,7 @@ def _fit_pattern(q, inverse_variance, origin, prior, start, settings, lattice, c
     for first in (0, 2):
         if best >= ENOUGH * n:
             break
-        found = _search(q, inverse_variance, origin, prior, start, settings, first, indices, current)
+        found = _search(q, inverse_variance, importance, origin, prior, start, settings, first, indices, current)
         total = 0.0
         for i in range(n):
             total += found[i]
@@ -256,17 +267,18 @@ def _fit_pattern(q, inverse_variance, origin, prior, start, settings, lattice, c
     squares = np.empty(n)
     used = np.ones(n, dtype=np.bool_)
     _squares(q, hk, inverse_variance, used, lattice, squares)
-    return _uncertainty(hk, inverse_variance, weight, squares, prior, settings[3] > 0, covariance)
+    return _uncertainty(hk, inverse_variance, importance, weight, squares, prior, settings[3] > 0, covariance)
 
 
 @njit(cache=True, nogil=True)
-def fit_all(offsets, q, inverse_variance, origin, prior, start, settings):
+def fit_all(offsets, q, inverse_variance, importance, origin, prior, start, settings):
     """Index and fit every pattern.
 
     Parameters
     ----------
     offsets : (P + 1,) int, disks of pattern p are rows offsets[p] to offsets[p + 1]
     q, inverse_variance : (N, 2), px and px⁻²
+    importance : (N,), factor of the weight of each disk beside its inverse variance
     origin : (P, 2), where the direct beam is expected, px
     prior : (2,), the weight of that expectation, px⁻²
     start : (2, 2), rows g1 and g2, px
@@ -287,7 +299,7 @@ def fit_all(offsets, q, inverse_variance, origin, prior, start, settings):
     for p in range(n_patterns):
         a, b = offsets[p], offsets[p + 1]
         scale2[p] = _fit_pattern(
-            q[a:b], inverse_variance[a:b], origin[p], prior, start, settings,
+            q[a:b], (inverse_variance[a:b], importance[a:b]), origin[p], prior, start, settings,
             lattice[p], covariance[p], hk[a:b], weight[a:b],
         )  # fmt: skip
     return lattice, covariance, scale2, hk, weight

@@ -37,6 +37,8 @@ class DiskOptions:
     fringes : bool
         After a polynomial of degree 2, describe the filling of each disk as closely as its pixels call for
         (`crystaldl.stem.filling`): for strain of thick crystals; False is faster.
+    rings : bool
+        Take rings of amorphous material away before looking for disks (`crystaldl.stem.halo`).
     min_significance : float, optional
         Refined disks whose intensity is less than this many standard uncertainties are left out; by default 3 (5 where the
         correlation is below 0.005 of the pattern's highest), and 1 where a network vouches for the disk.
@@ -55,6 +57,7 @@ class DiskOptions:
     refine: bool = True
     degree: int = 2
     fringes: bool = True
+    rings: bool = True
     min_significance: float | None = None
     min_confidence: float | None = None
 
@@ -85,7 +88,7 @@ class DiskOptions:
             raise ValueError(f"trench is {self.trench!r}; expected an inner and a larger outer radius.")
         if self.subpixel not in SUBPIXEL:
             raise ValueError(f"subpixel is {self.subpixel!r}; expected one of {', '.join(SUBPIXEL)}.")
-        for name in ("refine", "fringes"):
+        for name in ("refine", "fringes", "rings"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected True or False.")
         if self.degree not in (0, 1, 2):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .between import SHARP
+from .blurred import filling_of
 from .filling import Filling, refine
 from .probe import Probe
 from .threads import shared_out
@@ -45,6 +46,9 @@ MODEL_ERROR = 0.002  # of the radius: also of evenly filled disks
 MODEL_ERROR_UNEVEN = 0.071  # of the radius, for an unevenness of 1
 MODEL_ERROR_FRINGES = 0.0085  # of the radius, in place of that where fringes are described
 MOST_UNEVEN = 2.0  # where the mean filling is hardly known
+
+
+Images = tuple[Tensor, Tensor | None]  # patterns and what is known of their background, with margins
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,11 @@ class DiskFitter:
         fine = 2 if probe.edge < SHARP else 1
         image, degree = probe.fine_patch(self.half + 8, fine), self.settings.degree
         self._shape = Shape(image, pixels, probe.radius, degree, self.device, emphasis, fine)
-        self._filling = None
+        self._filling: Filling | None = None
         if self.settings.fringes and self.settings.degree == 2:
-            self._filling = Filling(self._shape, pixels, probe.radius, probe.edge, self.device)
+            self._filling = filling_of(probe, self._shape, pixels, self.device)
 
-    def fit(self, patterns: Tensor, pattern: Tensor, positions: Tensor) -> DiskFits:
+    def fit(self, patterns: Tensor, pattern: Tensor, positions: Tensor, known: Tensor | None = None) -> DiskFits:
         """Refine disks.
 
         Parameters
@@ -146,22 +150,25 @@ class DiskFitter:
             Index of each disk's pattern.
         positions : (N, 2) tensor
             Starting positions (qx, qy), px.
+        known : (B, H, W) float tensor, optional
+            Background known beforehand, part of ``patterns``.
         """
         pattern = pattern.to(self.device, torch.long)
         positions = positions.to(self.device, torch.float32)
         padded = torch.nn.functional.pad(patterns.to(self.device, torch.float32), (self.half,) * 4, value=float("nan"))
+        under = None if known is None else torch.nn.functional.pad(known.to(self.device, torch.float32), (self.half,) * 4)
         near = neighbours(pattern, positions, 2 * self.radius + 2 * self.edge + self.half, len(patterns))
         if len(pattern) == 0:
             none = torch.zeros(0, device=self.device)
             return DiskFits(none.reshape(0, 2), none.reshape(0, 2), none, none, none, none.bool())
 
         def part(i: int) -> DiskFits:
-            return self._fit_chunk(padded, *(a[i : i + CHUNK] for a in (pattern, positions, near)))
+            return self._fit_chunk((padded, under), *(a[i : i + CHUNK] for a in (pattern, positions, near)))
 
         parts = shared_out(part, range(0, len(pattern), CHUNK), self.device)
         return DiskFits(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(DiskFits)))
 
-    def _fit_chunk(self, padded: Tensor, pattern: Tensor, start: Tensor, near: Tensor) -> DiskFits:
+    def _fit_chunk(self, padded: Images, pattern: Tensor, start: Tensor, near: Tensor) -> DiskFits:
         fit = self._fit_window(padded, pattern, start, near)
         # those that reached the end of the window's range go on in a window around where they got to
         moved = (fit.positions - start.round()).abs().amax(1) > REACH - 0.75
@@ -170,7 +177,7 @@ class DiskFitter:
             again = self._fit_window(padded, pattern[moved], fit.positions[moved], near[moved])
             for f in fields(DiskFits):
                 getattr(fit, f.name)[moved] = getattr(again, f.name)
-        size = torch.tensor(padded.shape[1:], device=self.device) - 2 * self.half
+        size = torch.tensor(padded[0].shape[1:], device=self.device) - 2 * self.half
         inside = ((fit.positions > -0.5) & (fit.positions < size - 0.5)).all(1)
         near_start = (fit.positions - start).norm(dim=1) <= self.max_shift
         fit.ok = fit.ok & inside & near_start & (fit.intensity > 0) & (fit.sigma.amax(1) < 0.5 * self.radius)
@@ -181,14 +188,16 @@ class DiskFitter:
             setattr(fit, name, getattr(fit, name).nan_to_num(0.0, 0.0, 0.0))
         return fit
 
-    def _fit_window(self, padded: Tensor, pattern: Tensor, begin: Tensor, near: Tensor) -> DiskFits:
-        size = torch.tensor(padded.shape[1:], device=self.device) - 2 * self.half
+    def _fit_window(self, padded: Images, pattern: Tensor, begin: Tensor, near: Tensor) -> DiskFits:
+        size = torch.tensor(padded[0].shape[1:], device=self.device) - 2 * self.half
         centre = torch.minimum(begin.round().clamp_min(0), (size - 1).float())
-        data, use = self._window(padded, pattern, centre, near)
+        data, known, use = self._window(padded, pattern, centre, near)
         scale = (data.abs() * use).sum(1, keepdim=True) / use.sum(1, keepdim=True).clamp_min(1)
         scale = torch.where(scale > 0, scale, 1.0)
+        known = known / scale
+        data = data / scale - known
         start = (begin - centre).clamp(-REACH, REACH)
-        found: Solution = minimise(self._shape, data / scale, use, start, self.settings)
+        found: Solution = minimise(self._shape, data, use, start, self.settings, known)
         p = found.projection
         total = (p.coefficients[:, : self._shape.filling].float() * self._shape.sums).sum(1)
         significance = total / (p.total_variance * found.chi2).clamp_min(1e-30).sqrt().float()
@@ -196,7 +205,7 @@ class DiskFitter:
         uneven = unevenness(p.coefficients[:, : self._shape.filling], total / self._shape.sums[0])
         fringed = torch.zeros(len(shift), dtype=torch.bool, device=self.device)
         if self._filling is not None:
-            shift, variance, fringed = self._with_fringes(data / scale, found, total / self._shape.sums[0], variance)
+            shift, variance, fringed = self._with_fringes(data, known, found, total / self._shape.sums[0], variance)
         beyond = torch.where(fringed, MODEL_ERROR_FRINGES, MODEL_ERROR_UNEVEN * uneven)
         factor = torch.where(fringed, SIGMA_FACTOR_FRINGES, SIGMA_FACTOR)
         model_error = self.radius**2 * (MODEL_ERROR**2 + beyond**2)
@@ -209,25 +218,31 @@ class DiskFitter:
         chi2 = (found.chi2 * scale[:, 0]).float()
         return DiskFits(centre + shift, sigma, total * scale[:, 0], significance, chi2, ok)
 
-    def _with_fringes(self, data: Tensor, found: Solution, mean: Tensor, variance: Tensor):
+    def _with_fringes(self, data: Tensor, known: Tensor, found: Solution, mean: Tensor, variance: Tensor):
         """Shifts (n, 2), their variances (n, 2), and where (n,) they are those under a filling with fringes.
 
         Elsewhere they are the polynomial's: where it is enough, or a finer filling leads nowhere.
         """
         start = (found.projection.model, mean, found.chi2)
-        fine = refine(self._filling, data, (found.weight > 0).float(), found.s, start)
+        assert self._filling is not None
+        fine = refine(self._filling, data, (found.weight > 0).float(), found.s, start, known)
         own = _variances(fine.normal)
         good = (own > 0).all(1) & torch.isfinite(fine.s).all(1)
-        good &= (fine.hypothesis > 0) & ((fine.s - found.s).norm(dim=1) < max(1.0, 0.25 * self.radius))
+        good &= ((fine.hypothesis > 0) | self._filling.again) & ((fine.s - found.s).norm(dim=1) < max(1.0, 0.25 * self.radius))
         shift = torch.where(good[:, None], fine.s, found.s)
         return shift, torch.where(good[:, None], own, variance), good
 
-    def _window(self, padded: Tensor, pattern: Tensor, centre: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels and 1/0 weights (n, P) around whole-pixel centres; pixels of neighbouring disks have weight 0."""
-        height, width = padded.shape[1:]
+    def _window(self, padded: Images, pattern: Tensor, centre: Tensor, near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels, what is known below them, and 1/0 weights (n, P) around whole-pixel centres.
+
+        Pixels of neighbouring disks have weight 0.
+        """
+        measured, under = padded
+        height, width = measured.shape[1:]
         row, column = (centre.long() + self.half).unbind(1)
         base = (pattern * height + row) * width + column
-        values = padded.reshape(-1)[base[:, None] + self._pixels[:, 0] * width + self._pixels[:, 1]]
+        at = base[:, None] + self._pixels[:, 0] * width + self._pixels[:, 1]
+        values = measured.reshape(-1)[at]
         use = torch.isfinite(values)
         close = torch.isfinite(near[:, :, 0]).any(1)
         if close.any():
@@ -236,7 +251,8 @@ class DiskFitter:
             distance2 = (p[:, 0] - delta[..., :1]) ** 2 + (p[:, 1] - delta[..., 1:]) ** 2
             theirs = (distance2 < (self.radius + 2 * self.edge + 0.5) ** 2).any(1)
             use[close] &= ~(theirs & ((p**2).sum(1) > (self.radius + self.edge) ** 2))
-        return torch.where(use, values, 0.0), use.float()
+        values = torch.where(use, values, 0.0)
+        return values, torch.zeros_like(values) if under is None else under.reshape(-1)[at], use.float()
 
 
 def _variances(information: Tensor) -> Tensor:

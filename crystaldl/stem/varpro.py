@@ -70,15 +70,20 @@ class Shape:
 
     def shifted(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The shape moved by s (n, 2), and its derivatives with respect to s: (n, P) each."""
-        t = self.taps - self.fine * s[:, :, None]
-        a = t.abs()
-        tail = (2 - a).clamp_min(0)
-        value = torch.where(a < 1, 2 / 3 - a**2 + a**3 / 2, tail**3 / 6)
-        slope = self.fine * torch.where(a < 1, 2 * t - 1.5 * t * a, 0.5 * t.sign() * tail**2)
-        (y, x), (dy, dx) = value.unbind(1), slope.unbind(1)
-        weights = torch.stack([a[:, :, None] * b[:, None] for a, b in ((y, x), (dy, x), (y, dx))])
+        weights = spline_weights(self.taps, s, self.fine)
         out = weights.reshape(3 * len(s), -1) @ self.table
         return out.reshape(3, len(s), -1).unbind(0)
+
+
+def spline_weights(taps: Tensor, s: Tensor, fine: int) -> Tensor:
+    """Weights (3, n, T, T) of B-spline coefficients for images moved by s (n, 2) px, and for their derivatives."""
+    t = taps - fine * s[:, :, None]
+    a = t.abs()
+    tail = (2 - a).clamp_min(0)
+    value = torch.where(a < 1, 2 / 3 - a**2 + a**3 / 2, tail**3 / 6)
+    slope = fine * torch.where(a < 1, 2 * t - 1.5 * t * a, 0.5 * t.sign() * tail**2)
+    (y, x), (dy, dx) = value.unbind(1), slope.unbind(1)
+    return torch.stack([a[:, :, None] * b[:, None] for a, b in ((y, x), (dy, x), (y, dx))])
 
 
 @dataclass
@@ -170,7 +175,7 @@ class Solution:
     weight: Tensor
 
 
-def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings) -> Solution:
+def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings, known: Tensor | None = None) -> Solution:
     """Least squares in s with everything linear projected out.
 
     Two steps settle the weights (Poisson: 1 over the model), the outliers and the scale of the prior, which then stay
@@ -185,7 +190,10 @@ def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings) -> So
     s : (n, 2)
         Start.
     settings : crystaldl.stem.peaks.FitSettings
+    known : (n, P), optional
+        Intensity that ``data`` no longer holds, but whose counting noise it has.
     """
+    known = torch.zeros_like(data) if known is None else known
     shrink = torch.full((shape.filling,), settings.filling**-2, dtype=torch.float64, device=s.device)
     shrink[0] = 0.0
     free = shape.filling + 5
@@ -193,7 +201,7 @@ def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings) -> So
     weight = use * shape.emphasis
     for _ in range(2):
         p = project(shape, data, weight, s, prior)
-        weight = use / p.model.clamp_min(FLOOR)
+        weight = use / (p.model + known).clamp_min(FLOOR)
         misfit = weight * (data - p.model) ** 2
         chi2 = misfit.sum(1) / (use.sum(1) - free).clamp_min(1)
         use = use * (misfit < settings.outliers**2 * chi2[:, None])
@@ -216,7 +224,7 @@ def minimise(shape: Shape, data: Tensor, use: Tensor, s: Tensor, settings) -> So
     last = step * (step.abs().amax(1, keepdim=True) <= settings.tolerance)
     # the scale of the variance from where the counts are: with the floor, dark pixels would make it too small
     used = (weight > 0).float()
-    scatter = (used * (data - best.model) ** 2).sum(1) / (used * best.model.clamp_min(FLOOR / 5)).sum(1)
+    scatter = (used * (data - best.model) ** 2).sum(1) / (used * (best.model + known).clamp_min(FLOOR / 5)).sum(1)
     count = used.sum(1)
     chi2 = (scatter * count / (count - free).clamp_min(1)).double().clamp_min(ROUNDING)
     return Solution((at + last).clamp(-REACH, REACH), best, chi2, weight)

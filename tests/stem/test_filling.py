@@ -142,7 +142,7 @@ def test_gradient_and_curvature(filling, window):
     slope = approx_fprime(s, cost, 5e-3)
     assert -2 * p.gradient[0].numpy() == pytest.approx(slope, rel=0.05, abs=0.05 * np.abs(slope).max())
     assert np.linalg.eigvalsh(p.normal[0].numpy()).min() > 0
-    free = fill(filling, window, shifted(s)[0], level, which).free()
+    free = fill(filling, window, shifted(s), level, which).free()
     assert 6 < float(free[0]) < level.size + 3
 
 

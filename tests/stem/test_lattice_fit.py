@@ -234,3 +234,22 @@ def test_what_all_patterns_share_counts_by_half_between_lattices_of_a_scan():
     assert absolute.shift > 0.07 and 0.3 < relative.shift / absolute.shift < 0.65
     assert np.allclose(absolute.vectors, relative.vectors)
     assert (np.einsum("pii->p", absolute.covariance) > np.einsum("pii->p", relative.covariance)).all()
+
+
+def test_uncertain_disks_that_err_together_count_for_less(monkeypatch):
+    """Disks seen shifted inwards by a third of their sigma feign less strain than by weights of 1/sigma² alone."""
+    model = lattices(deformation(), (12, 12), noise=0.08)
+    sigma = model.sigma * np.exp(np.random.default_rng(2).normal(0, 0.6, len(model.q)))[:, None]
+    pattern = np.repeat(np.arange(144), np.diff(model.offsets))
+    outwards = model.q - model.origin[pattern]
+    length = np.linalg.norm(outwards, axis=1, keepdims=True)
+    true = model.q - 0.35 * sigma * np.where(length > 5, outwards / np.maximum(length, 1), 0.0)
+
+    def scale():
+        fit = fit_lattices(model.offsets, true, sigma, model.origin, G)
+        return np.mean(np.linalg.inv(G) @ fit.vectors - np.eye(2), axis=0).diagonal().mean()
+
+    ours = scale()
+    monkeypatch.setattr("crystaldl.stem.lattice._importance", lambda variance: np.ones(len(variance)))
+    plain = scale()
+    assert plain < 0 and abs(ours) < 0.85 * abs(plain)
