@@ -8,7 +8,7 @@ from .geometry import PlaneLattice
 
 FEWEST = 25                     # pixels of an area
 RIM = 2                         # pixels around it that are looked at
-BRIGHT = 0.1                    # of the mean intensity: what the rim must lie above the area
+BRIGHT = 0.03                   # of the mean intensity: what the rim must lie above the area
 STEPS = 5.0                     # times the smallest step of the data (one count) that the rim must lie above the area
 JUMP = 0.5                      # of the second pixel around it: what the first must have, or the intensity fades to zero
 DARK = 0.1                      # of the pixels at one place of all zones that may be brighter, where order forbids intensity

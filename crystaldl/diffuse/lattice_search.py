@@ -165,7 +165,7 @@ def coarse_fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = 
     reach = default_reach(arrays) if whole else min(default_reach(arrays), 4.5 * arrays.cell)
     fit = Fit(arrays, options, reach)
     support = min(FIRST_SUPPORT * arrays.cell, 0.7 * largest_support(arrays))
-    found = [fit.solve(arrays.valid, support, link, iterations=12 if whole else 10, tolerance=5e-3) for link in options.links]
+    found = [fit.solve(arrays.valid, support, link, iterations=12 if whole else 10, tolerance=5e-3) for link in options.links if link != "positive"]
     best = max(found, key=lambda factors: factors.evidence)
     start, end = arrays.grid.to_lattice.cpu().numpy(), best.state.grid.to_lattice.cpu().numpy()
     return best.evidence, lattice.nodes @ start @ np.linalg.inv(end)
