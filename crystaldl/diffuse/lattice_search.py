@@ -17,11 +17,12 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 
 from ..errors import DataError
 from .geometry import PlaneLattice, pixel_lattice, reduce_basis
+from .lattice_peaks import likely_lattices
 from .search import FIRST_SUPPORT, Fit
 from .unknowns import arrays_of, default_reach, largest_support
 
 PEAKS = 24                      # strongest peaks that may be lattice vectors
-SEEDS = 4                       # best cells of two peaks, which are tried with all their centrings
+SEEDS = 6                       # lattices that are tried by a factorisation
 FRACTIONS = 6                   # of the vectors of a cell at which a further peak may lie
 SHORTEST = 3.0                  # repeats an extent: a cell must repeat at least so often along its rows
 CLOSEST = 7.0                   # pixels between nodes, at least
@@ -29,6 +30,7 @@ CENTRED = 0.6                   # of the typical difference of opposite pixels: 
 FINALISTS = 3                   # cells compared once more, with more order parameters
 MARGIN = 0.1                    # log evidence a pixel by which a finalist may be behind
 GAIN = 0.03                     # log evidence a pixel that a later, less likely cell must win
+DRIFT = 0.01                    # of the cell: what a brief fit may change of it before it is thought to have run astray
 SNAP = 0.6                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
 
 
@@ -84,20 +86,15 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
     """
     flat, _ = flattened(volume)
     transform = _transform(flat, volume.axes)
-    peaks = _peaks(*transform)
-    cells = _cells(peaks, volume.shape)
-    cells.sort(key=lambda dual: -_score(transform, dual))
-    joined = [other for cell in cells[:SEEDS] for other in _joined(cell, peaks, volume.shape)]
-    joined.sort(key=lambda dual: -_score(transform, dual))
+    cells = likely_lattices(transform, SHORTEST / min(volume.shape), SEEDS)
     tried: list[np.ndarray] = []
-    for nodes in itertools.chain(*(_relatives(cell, volume.shape) for cell in cells[:SEEDS]),
-                                 (_laid(cell, volume.shape) for cell in joined)):
+    for nodes in (_laid(cell, volume.shape) for cell in cells):
         if nodes is not None and not any(_same(nodes, known, volume.shape) for known in tried):
             tried.append(nodes)
     if not tried:
         raise DataError("no repeat stands out in the plane, so its lattice cannot be found; expected the lattice to be given.")
     coarse = volume.rebin(2) if min(volume.shape) >= 160 else volume
-    quick = replace(options, links=("reciprocal",), background=0, polish=True)
+    quick = replace(options, links=tuple(link for link in options.links if link != "linear") or options.links, background=0, polish=True)
     found = [coarse_fit(coarse, pixel_lattice(nodes, centre), quick, device) for nodes in tried]
     level = sorted(value for value, _ in found)[-FINALISTS:][0]
     level = max(level, max(value for value, _ in found) - MARGIN * float(coarse.mask.sum()))
@@ -105,7 +102,7 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
     if len(finalists) == 1:
         return finalists[0][1]
     # at full resolution, all forms of S and every order parameter there is room for
-    full = replace(options, background=0, polish=True)
+    full = replace(quick, reach=options.reach)
     found = [coarse_fit(volume, pixel_lattice(nodes, centre), full, device, whole=True) for _, nodes in finalists]
     best = found[0]
     for other in found[1:]:
@@ -165,10 +162,11 @@ def coarse_fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = 
     reach = default_reach(arrays) if whole else min(default_reach(arrays), 4.5 * arrays.cell)
     fit = Fit(arrays, options, reach)
     support = min(FIRST_SUPPORT * arrays.cell, 0.7 * largest_support(arrays))
-    found = [fit.solve(arrays.valid, support, link, iterations=12 if whole else 10, tolerance=5e-3) for link in options.links if link != "positive"]
+    found = [fit.solve(arrays.valid, support, link, iterations=12 if whole else 10, tolerance=5e-3) for link in options.links]
     best = max(found, key=lambda factors: factors.evidence)
     start, end = arrays.grid.to_lattice.cpu().numpy(), best.state.grid.to_lattice.cpu().numpy()
-    return best.evidence, lattice.nodes @ start @ np.linalg.inv(end)
+    moved = start @ np.linalg.inv(end)
+    return best.evidence, lattice.nodes @ (moved if np.abs(moved - np.eye(len(moved))).max() < DRIFT else np.eye(len(moved)))
 
 
 def _combinations(nodes: np.ndarray) -> np.ndarray:
