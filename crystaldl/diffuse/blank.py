@@ -20,8 +20,8 @@ def blank_pixels(volume, lattice: PlaneLattice | None = None) -> np.ndarray:
     """Measured pixels in connected areas of exactly 0, or of exactly the smallest value, with a bright rim, bool.
 
     Where intensity fades, or is a few counts, zeros have dark neighbours; an area with a bright rim was never measured. Order
-    that forbids a part of the cell leaves zeros that the intensity falls to steadily, where a gap cuts it off; with a lattice,
-    they are also told by lying at the same place of all zones.
+    that forbids a part of the cell leaves zeros too; with a lattice they are told by lying at the same place of all zones, and by
+    the intensity falling to them steadily, where a gap or a hole cuts it off.
     """
     data, mask = np.where(volume.mask, volume.data, 0.0), np.array(volume.mask)
     out = np.zeros_like(mask)
@@ -41,28 +41,25 @@ def blank_pixels(volume, lattice: PlaneLattice | None = None) -> np.ndarray:
             # the area with room for its rim
             window = tuple(slice(max(s.start - RIM, 0), s.stop + RIM) for s in places[k - 1])
             area = label[window] == k
-            if _cut_off(data[window] - value, area, mask[window] & ~same[window], least):
+            rim = ndimage.binary_dilation(area, iterations=RIM) & mask[window] & ~same[window]
+            if rim.any() and float(np.median(data[window][rim] - value)) > least:
                 found[window] |= area
         if lattice is not None and found.any():
-            found &= ~_forbidden(volume, lattice, data - value, same, mask, least)
+            found &= ~_forbidden(volume, lattice, data - value, same, mask)
         out |= found
     return out
 
 
-def _cut_off(data: np.ndarray, area: np.ndarray, free: np.ndarray, least: float, mode: str = "constant") -> bool:
-    """Whether the intensity around an area is bright, and does not fall towards it."""
-
-    def grown(part: np.ndarray) -> np.ndarray:
-        cross = ndimage.generate_binary_structure(part.ndim, 1)
-        return ndimage.maximum_filter(part, footprint=cross, mode=mode)
-
-    first = grown(area)
-    whole = grown(first)
-    rim, near, far = (float(np.median(data[part & free])) if (part & free).any() else 0.0 for part in (whole, first, whole & ~first))
-    return rim > least and near > JUMP * far
+def _cut_off(data: np.ndarray, area: np.ndarray, free: np.ndarray) -> bool:
+    """Whether the intensity around an area of a cell does not fall towards it."""
+    cross = ndimage.generate_binary_structure(area.ndim, 1)
+    first = ndimage.maximum_filter(area, footprint=cross, mode="wrap")
+    second = ndimage.maximum_filter(first, footprint=cross, mode="wrap") & ~first
+    near, far = (float(np.median(data[part & free])) if (part & free).any() else 0.0 for part in (first, second))
+    return near > JUMP * far
 
 
-def _forbidden(volume, lattice: PlaneLattice, data: np.ndarray, same: np.ndarray, mask: np.ndarray, least: float) -> np.ndarray:
+def _forbidden(volume, lattice: PlaneLattice, data: np.ndarray, same: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Pixels at places of the cell that are dark in all zones, and that the intensity falls to steadily, bool."""
     steps = np.array([float(axis[1] - axis[0]) for axis in volume.axes])
     most = min((mask.sum() / ZONES) ** (1.0 / mask.ndim), FINEST)
@@ -79,6 +76,6 @@ def _forbidden(volume, lattice: PlaneLattice, data: np.ndarray, same: np.ndarray
     label, count = ndimage.label(dark)
     for k in range(1, count + 1):
         area = label == k
-        if _cut_off(level, area, ~dark, least, mode="wrap"):
+        if _cut_off(level, area, ~dark):
             dark &= ~area
     return dark.ravel()[flat]

@@ -2,8 +2,8 @@
 
 The refinement itself (model, priors, normal equations) is in `gauss_newton`. Here a plane or a volume is turned into such a
 problem, and what is not known is chosen by the evidence (log marginal likelihood; `search`): the radius of the support of the
-Patterson function on a ladder of growing radii, and whether S, its positive part, log S or 1/S is the short cosine series. 1/S is the
-Ornstein-Zernike (mean-field) form: the direct correlation function is short-ranged even where the order is sharp
+Patterson function on a ladder of growing radii, and whether S, its positive part, log S or 1/S is the short cosine series. 1/S is
+the Ornstein-Zernike (mean-field) form: the direct correlation function is short-ranged even where the order is sharp
 (Krivoglaz, Theory of X-ray and thermal-neutron scattering by real crystals, 1969; Clapp & Moss, Phys. Rev. 142, 418, 1966).
 """
 from __future__ import annotations

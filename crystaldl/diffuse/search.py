@@ -182,7 +182,8 @@ class Fit:
         others = [link for link in self.options.links[1:] if link != "positive"]
         for link in others:                     # D is nearly the same for all links
             start = None if lost else self._translated(valid, support, first, link, best.state)
-            if start is not None and outlying(best, valid) > FEW_OUTLIERS:        # from the order of another S may run into what that left out
+            if start is not None and outlying(best, valid) > FEW_OUTLIERS:
+                # from the order of another S may run into what that left out
                 start = replace(start, alpha=torch.zeros_like(start.alpha), alpha_variance=self._fresh(valid, support, link))
             found[link] = self.solve(valid, support, link, start, tolerance=tolerance, iterations=MOST_STEPS)
         if "positive" in self.options.links[1:] and self.dark(valid, support, found):
@@ -300,7 +301,8 @@ class Fit:
         series = 1.0 + 2.0 * waves @ state.alpha
         order = LINKS[first](series)[0]
         order = order / order.mean()
-        target = {"linear": order, "positive": order, "log": 1.0 + order.clamp(min=LOWEST).log(), "reciprocal": 1.0 / order.clamp(min=LOWEST)}[link]
+        target = {"linear": order, "positive": order, "log": 1.0 + order.clamp(min=LOWEST).log(),
+                  "reciprocal": 1.0 / order.clamp(min=LOWEST)}[link]
         target = target / target.mean() if link == "reciprocal" else target - target.mean() + 1.0
         alpha = (waves * target[:, None]).mean(0) / (2.0 * waves.square().mean(0))
         for _ in range(12):                 # the truncated series must stay where the link is defined

@@ -85,7 +85,8 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
     place = _device(device)
     given = volume
     if choices.blank:
-        volume = _without_blank(given, plane_lattice(given, plain_centring(choices.centring)) if given.lattice is not None else None)
+        known = None if given.lattice is None else plane_lattice(given, plain_centring(choices.centring))
+        volume = _without_blank(given, known)
     lattice = _lattice(volume, choices, place)
     if volume is not given and given.lattice is None:
         volume = _without_blank(given, lattice, warn=False)
