@@ -174,7 +174,8 @@ class Problem:
         level, spread = (level / number.clamp(min=1.0))[some], (spread / amount.clamp(min=1e-9))[some]
         table = torch.stack([torch.ones_like(level), level, level.square()], 1)
         found = non_negative(table, spread.clamp(min=floor))
-        if found[2] > PROPORTION**2:    # or what is bright would hardly count any more, and its misfit grow further
+        if fields.peaks is None and found[2] > PROPORTION**2:
+            # or what is bright would hardly count any more, and its misfit grow further
             rest = non_negative(table[:, :2], (spread - PROPORTION**2 * table[:, 2]).clamp(min=floor))
             found = [*rest, PROPORTION**2]
         return max(found[0], floor), found[1], found[2]
