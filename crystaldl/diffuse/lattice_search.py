@@ -3,7 +3,8 @@
 The order makes the intensity repeat; the form factor makes it fade. The Fourier transform of the intensity over its
 smooth envelope (a two-dimensional ΔPDF in units of 1/pixel) therefore has peaks at the lattice vectors, on top of the
 short interatomic vectors. The lattices on whose points it stands out (`lattice_peaks`) go through a coarse factorisation each.
-The likeliest and the best few go through a finer one, and the likeliest is taken unless another has a far larger evidence.
+Where another than the likeliest does better there, both go through a finer one, and the likeliest is taken unless the other has
+a far larger evidence.
 """
 from __future__ import annotations
 
@@ -26,7 +27,6 @@ SHORTEST = 3.0                  # repeats an extent: a cell must repeat at least
 CLOSEST = 7.0                   # pixels between nodes, at least
 CENTRED = 0.6                   # of the typical difference of opposite pixels: what the centre must stay below
 FINALISTS = 3                   # cells compared once more, with more order parameters
-MARGIN = 0.1                    # log evidence a pixel by which a finalist may be behind
 GAIN = 0.25                     # log evidence a pixel that a later, less likely cell must win
 DRIFT = 0.01                    # of the cell: what a brief fit may change of it before it is thought to have run astray
 SNAP = 0.6                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
@@ -96,12 +96,11 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
     quick = replace(options, links=links, background=0, polish=True)
     scale = 1.0 / math.sqrt(abs(np.linalg.det(tried[0])))
     found = [coarse_fit(coarse, pixel_lattice(nodes, centre), quick, device, scale=scale) for nodes in tried]
-    level = sorted(value for value, _ in found)[-FINALISTS:][0]
-    level = max(level, max(value for value, _ in found) - MARGIN * float(coarse.mask.sum()))
-    # the likeliest in any case: its brief fit may not have converged
-    finalists = [found[0], *((value, nodes) for value, nodes in found[1:] if value >= level)]
-    if len(finalists) == 1:
-        return finalists[0][1]
+    # the likeliest by its points is believed unless a brief fit likes another better; that may not have converged
+    rivals = sorted((entry for entry in found[1:] if entry[0] > found[0][0]), key=lambda entry: -entry[0])[: FINALISTS - 1]
+    if not rivals:
+        return found[0][1]
+    finalists = [found[0], *rivals]
     # at full resolution, all forms of S and every order parameter there is room for
     found = [coarse_fit(volume, pixel_lattice(nodes, centre), quick, device, whole=True, scale=scale) for _, nodes in finalists]
     best = found[0]
