@@ -2,8 +2,8 @@
 
 The refinement itself (model, priors, normal equations) is in `gauss_newton`. Here a plane or a volume is turned into such a
 problem, and what is not known is chosen by the evidence (log marginal likelihood; `search`): the radius of the support of the
-Patterson function on a ladder of growing radii, and whether S, log S or 1/S is the short cosine series. 1/S is the
-Ornstein-Zernike (mean-field) form: the direct correlation function is short-ranged even where the order is sharp
+Patterson function on a ladder of growing radii, and whether S, its positive part, log S or 1/S is the short cosine series. 1/S is
+the Ornstein-Zernike (mean-field) form: the direct correlation function is short-ranged even where the order is sharp
 (Krivoglaz, Theory of X-ray and thermal-neutron scattering by real crystals, 1969; Clapp & Moss, Phys. Rev. 142, 418, 1966).
 """
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..errors import DataError
 from .bragg import bragg_radius
 from .gauss_newton import Problem
 from .geometry import PlaneLattice
+from .links import LINKS
 from .search import FEW_OUTLIERS, SEARCH_TOLERANCE, Fit, bragg_of, outlying
 from .states import Factors, Fields
 from .unknowns import Arrays, arrays_of, corner_spread, default_reach
@@ -45,7 +46,8 @@ class FactoriseOptions:
         Longest lattice vector with an order parameter, Å; by default what fits some 200 parameters, and up to 1000 in a plane
         whose misfit repeats from zone to zone.
     links : tuple of str
-        Of ``"reciprocal"``, ``"log"``, ``"linear"``: which forms of S compete.
+        Of ``"reciprocal"``, ``"log"``, ``"linear"``, ``"positive"``: which forms of S compete; the last, if it does not come first,
+        where S is dark in a part of the cell.
     background : int
         Number of radial functions of a smooth background; 0 for none.
     bragg : float, str or None
@@ -67,7 +69,7 @@ class FactoriseOptions:
     support: float | None = None
     support_vectors: Any = None
     reach: float | None = None
-    links: tuple[str, ...] = ("reciprocal", "linear")
+    links: tuple[str, ...] = ("reciprocal", "linear", "positive")
     background: int = 8
     bragg: float | str | None = "auto"
     robust: bool = True
@@ -82,8 +84,8 @@ class FactoriseOptions:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 1e-3 <= value < 1e4):
                 raise DataError(f"{name} is {value!r}, expected a length above 0 in Å.")
-        if isinstance(self.links, str) or not self.links or set(self.links) - {"reciprocal", "log", "linear"}:
-            raise DataError(f"links is {self.links!r}, expected a tuple of some of 'reciprocal', 'log', 'linear'.")
+        if isinstance(self.links, str) or not self.links or set(self.links) - set(LINKS):
+            raise DataError(f"links is {self.links!r}, expected a tuple of some of {', '.join(map(repr, LINKS))}.")
         if not isinstance(self.background, (int, np.integer)) or self.background is True or not 0 <= self.background <= 40:
             raise DataError(f"background is {self.background!r}, expected a number of functions from 0 to 40.")
         if self.bragg is not None and self.bragg != "auto" and not (_is_number(self.bragg) and self.bragg >= 0):

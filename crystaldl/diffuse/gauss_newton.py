@@ -34,6 +34,7 @@ from .states import Basis, Factors, Fields, Settings, State
 
 NOISE_FLOOR = 5e-4              # of the mean intensity: nothing measured or modelled is better than that
 NOISE_BINS, NOISE_SAMPLE = 24, 8192     # the edges of the bins are those of so many pixels
+PROPORTION = 0.1                # of the model: standard deviation that is taken for noise at most
 SLACK = 0.02                    # of the model and of the mean: misfit that never makes a pixel an outlier
 GUARD = 4.0                     # prior variance of the series where no pixel sees it, of its variance elsewhere
 FREE = 0.05                     # of the diffuse intensity: Bragg intensity where the noise may be looked at
@@ -171,7 +172,12 @@ class Problem:
                                          (torch.ones_like(keep), keep, model, keep * residual.square()))
         some = number > 0
         level, spread = (level / number.clamp(min=1.0))[some], (spread / amount.clamp(min=1e-9))[some]
-        found = non_negative(torch.stack([torch.ones_like(level), level, level.square()], 1), spread.clamp(min=floor))
+        table = torch.stack([torch.ones_like(level), level, level.square()], 1)
+        found = non_negative(table, spread.clamp(min=floor))
+        if fields.peaks is None and found[2] > PROPORTION**2:
+            # or what is bright would hardly count any more, and its misfit grow further
+            rest = non_negative(table[:, :2], (spread - PROPORTION**2 * table[:, 2]).clamp(min=floor))
+            found = [*rest, PROPORTION**2]
         return max(found[0], floor), found[1], found[2]
 
     # ------------------------------------------------------------------ normal equations

@@ -2,33 +2,33 @@
 
 The order makes the intensity repeat; the form factor makes it fade. The Fourier transform of the intensity over its
 smooth envelope (a two-dimensional ΔPDF in units of 1/pixel) therefore has peaks at the lattice vectors, on top of the
-short interatomic vectors. Pairs of strong peaks are candidate cells; the best, with the cells that have half their
-vectors and those that take in a further peak, go through a coarse factorisation each. The best few go through a finer one,
-and the largest evidence wins.
+short interatomic vectors. The lattices on whose points it stands out (`lattice_peaks`) go through a coarse factorisation each.
+Where another than the likeliest does better there, both go through a finer one, and the likeliest is taken unless the other has
+a far larger evidence.
 """
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter, maximum_filter
+from scipy.ndimage import gaussian_filter
 
 from ..errors import DataError
 from .geometry import PlaneLattice, pixel_lattice, reduce_basis
+from .lattice_peaks import likely_lattices
 from .search import FIRST_SUPPORT, Fit
 from .unknowns import arrays_of, default_reach, largest_support
 
-PEAKS = 24                      # strongest peaks that may be lattice vectors
-SEEDS = 4                       # best cells of two peaks, which are tried with all their centrings
-FRACTIONS = 6                   # of the vectors of a cell at which a further peak may lie
+SEEDS = 6                       # lattices that are tried by a factorisation
 SHORTEST = 3.0                  # repeats an extent: a cell must repeat at least so often along its rows
 CLOSEST = 7.0                   # pixels between nodes, at least
 CENTRED = 0.6                   # of the typical difference of opposite pixels: what the centre must stay below
 FINALISTS = 3                   # cells compared once more, with more order parameters
-MARGIN = 0.1                    # log evidence a pixel by which a finalist may be behind
-GAIN = 0.03                     # log evidence a pixel that a later, less likely cell must win
+GAIN = 0.25                     # log evidence a pixel that a later, less likely cell must win
+DRIFT = 0.01                    # of the cell: what a brief fit may change of it before it is thought to have run astray
 SNAP = 0.6                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
 
 
@@ -84,61 +84,30 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
     """
     flat, _ = flattened(volume)
     transform = _transform(flat, volume.axes)
-    peaks = _peaks(*transform)
-    cells = _cells(peaks, volume.shape)
-    cells.sort(key=lambda dual: -_score(transform, dual))
-    joined = [other for cell in cells[:SEEDS] for other in _joined(cell, peaks, volume.shape)]
-    joined.sort(key=lambda dual: -_score(transform, dual))
+    cells = likely_lattices(transform, SHORTEST / min(volume.shape), SEEDS)
     tried: list[np.ndarray] = []
-    for nodes in itertools.chain(*(_relatives(cell, volume.shape) for cell in cells[:SEEDS]),
-                                 (_laid(cell, volume.shape) for cell in joined)):
+    for nodes in (_laid(cell, volume.shape) for cell in cells):
         if nodes is not None and not any(_same(nodes, known, volume.shape) for known in tried):
             tried.append(nodes)
     if not tried:
         raise DataError("no repeat stands out in the plane, so its lattice cannot be found; expected the lattice to be given.")
     coarse = volume.rebin(2) if min(volume.shape) >= 160 else volume
-    quick = replace(options, links=("reciprocal",), background=0, polish=True)
-    found = [coarse_fit(coarse, pixel_lattice(nodes, centre), quick, device) for nodes in tried]
-    level = sorted(value for value, _ in found)[-FINALISTS:][0]
-    level = max(level, max(value for value, _ in found) - MARGIN * float(coarse.mask.sum()))
-    finalists = [(value, nodes) for value, nodes in found if value >= level]
-    if len(finalists) == 1:
-        return finalists[0][1]
+    links = tuple(link for link in options.links if link != "linear") or options.links
+    quick = replace(options, links=links, background=0, polish=True)
+    scale = 1.0 / math.sqrt(abs(np.linalg.det(tried[0])))
+    found = [coarse_fit(coarse, pixel_lattice(nodes, centre), quick, device, scale=scale) for nodes in tried]
+    # the likeliest by its points is believed unless a brief fit likes another better; that may not have converged
+    rivals = sorted((entry for entry in found[1:] if entry[0] > found[0][0]), key=lambda entry: -entry[0])[: FINALISTS - 1]
+    if not rivals:
+        return found[0][1]
+    finalists = [found[0], *rivals]
     # at full resolution, all forms of S and every order parameter there is room for
-    full = replace(options, background=0, polish=True)
-    found = [coarse_fit(volume, pixel_lattice(nodes, centre), full, device, whole=True) for _, nodes in finalists]
+    found = [coarse_fit(volume, pixel_lattice(nodes, centre), quick, device, whole=True, scale=scale) for _, nodes in finalists]
     best = found[0]
     for other in found[1:]:
         if other[0] > best[0] + GAIN * float(volume.mask.sum()):
             best = other
     return best[1]
-
-
-def _joined(dual: np.ndarray, peaks: np.ndarray, shape) -> list[np.ndarray]:
-    """The lattices spanned by a cell and one more peak that lies on a fraction of it, duals as rows.
-
-    The strongest peaks may be far out, with no two of them that span the lattice: 4a and 5a say that a is a vector.
-    """
-    out: list[np.ndarray] = []
-    for place in peaks @ np.linalg.inv(dual):
-        for part in range(2, FRACTIONS + 1):
-            stray = (place - np.round(place * part) / part) @ dual
-            if np.all(np.abs(stray) * np.array(shape) < 0.5):
-                more = np.round(place * part) / part @ dual
-                grid = np.array([n for n in itertools.product(range(-2, 3), range(-2, 3), range(part)) if any(n)])
-                vectors = grid @ np.array([*dual, more])
-                vectors = vectors[np.linalg.norm(vectors, axis=1) > 0.5 / max(shape)]
-                joined = reduce_basis(_combinations(reduce_basis(vectors, np.eye(2))), np.eye(2))
-                if not any(np.allclose(joined, other, atol=0.5 / max(shape)) for other in out):
-                    out.append(joined)
-                break
-    return out
-
-
-def _relatives(dual: np.ndarray, shape) -> list[np.ndarray | None]:
-    """The cell and those with half its vectors, as nodes in pixels."""
-    a, b = dual
-    return [_laid(np.array(rows), shape) for rows in ((a, b), ((a + b) / 2, (a - b) / 2), (a / 2, b), (a, b / 2), (a / 2, b / 2))]
 
 
 def _laid(dual: np.ndarray, shape) -> np.ndarray | None:
@@ -159,16 +128,23 @@ def _same(a: np.ndarray, b: np.ndarray, shape) -> bool:
     return bool(np.all(np.abs(u - np.round(u)) < 0.25 / repeats) and abs(abs(np.linalg.det(np.round(u))) - 1) < 1e-6)
 
 
-def coarse_fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = False) -> tuple[float, np.ndarray]:
-    """Evidence of a brief factorisation with these nodes, and the nodes as refined."""
+def coarse_fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = False,
+               scale: float | None = None) -> tuple[float, np.ndarray]:
+    """Evidence of a brief factorisation with these nodes, and the nodes as refined.
+
+    ``scale`` is the cell in units of which support and reach are chosen, the same for lattices that are compared.
+    """
     arrays = arrays_of(volume, lattice, torch.device(device))
-    reach = default_reach(arrays) if whole else min(default_reach(arrays), 4.5 * arrays.cell)
+    cell = arrays.cell if scale is None else scale
+    reach = default_reach(arrays) if whole else min(default_reach(arrays), 4.5 * cell)
+    reach = max(reach, 1.01 * float(lattice.length(lattice.dual).max()))
     fit = Fit(arrays, options, reach)
-    support = min(FIRST_SUPPORT * arrays.cell, 0.7 * largest_support(arrays))
+    support = min(FIRST_SUPPORT * cell, 0.7 * largest_support(arrays))
     found = [fit.solve(arrays.valid, support, link, iterations=12 if whole else 10, tolerance=5e-3) for link in options.links]
     best = max(found, key=lambda factors: factors.evidence)
     start, end = arrays.grid.to_lattice.cpu().numpy(), best.state.grid.to_lattice.cpu().numpy()
-    return best.evidence, lattice.nodes @ start @ np.linalg.inv(end)
+    moved = start @ np.linalg.inv(end)
+    return best.evidence, lattice.nodes @ (moved if np.abs(moved - np.eye(len(moved))).max() < DRIFT else np.eye(len(moved)))
 
 
 def _combinations(nodes: np.ndarray) -> np.ndarray:
@@ -202,54 +178,3 @@ def _transform(flat: np.ndarray, axes) -> tuple[np.ndarray, np.ndarray, np.ndarr
     phase = np.exp(-2j * np.pi * (f0[:, None] * axes[0][0] + f1[None] * axes[1][0]))
     real = np.fft.fftshift((spectrum * phase).real) / window.sum()
     return real, np.fft.fftshift(f0), np.fft.fftshift(f1)
-
-
-def _peaks(real: np.ndarray, f0: np.ndarray, f1: np.ndarray) -> np.ndarray:
-    """Frequencies of the strongest maxima of |transform| in a half plane, (n, 2)."""
-    size = np.abs(real)
-    top = (maximum_filter(size, 9) == size) & (np.hypot(f0[:, None], f1[None]) > SHORTEST / min(real.shape) * 4)
-    top &= (f0[:, None] > 1e-9) | ((np.abs(f0[:, None]) <= 1e-9) & (f1[None] > 0))
-    rows, columns = np.nonzero(top)
-    order = np.argsort(-size[rows, columns])[:PEAKS]
-    out = []
-    for i, j in zip(rows[order], columns[order], strict=True):
-        out.append((_vertex(size[i - 1 : i + 2, j], f0, i), _vertex(size[i, j - 1 : j + 2], f1, j)))
-    return np.array(out).reshape(-1, 2)
-
-
-def _vertex(three: np.ndarray, axis: np.ndarray, index: int) -> float:
-    if len(three) < 3:
-        return axis[index]
-    below, here, above = three
-    curve = below - 2.0 * here + above
-    shift = 0.5 * (below - above) / curve if curve < 0 else 0.0
-    return axis[index] + np.clip(shift, -0.5, 0.5) * (axis[1] - axis[0])
-
-
-def _cells(peaks: np.ndarray, shape) -> list[np.ndarray]:
-    """Reduced bases (rows, cycles a pixel) of lattices spanned by two peaks; a repeat in Q must fit the plane three times."""
-    cells: list[np.ndarray] = []
-    for a, b in itertools.combinations(peaks, 2):
-        if abs(a[0] * b[1] - a[1] * b[0]) < 0.15 * np.linalg.norm(a) * np.linalg.norm(b):
-            continue
-        dual = reduce_basis(_combinations(np.array([a, b])), np.eye(2))
-        if np.linalg.norm(dual, axis=1).min() * min(shape) < SHORTEST:
-            continue
-        if not any(np.allclose(dual, other, atol=0.5 / max(shape)) for other in cells):
-            cells.append(dual)
-    return cells
-
-
-def _score(transform, dual: np.ndarray) -> float:
-    """Mean |transform| on the lattice points near the origin, over its rms off them, with a preference for small cells."""
-    real, f0, f1 = transform
-    grid = np.array([n for n in itertools.product(range(-3, 4), repeat=2) if n > (0, 0)])
-    points = grid @ dual
-    step = f0[1] - f0[0], f1[1] - f1[0]
-    i = np.round((points[:, 0] - f0[0]) / step[0]).astype(int)
-    j = np.round((points[:, 1] - f1[0]) / step[1]).astype(int)
-    inside = (i > 1) & (i < len(f0) - 2) & (j > 1) & (j < len(f1) - 2)
-    if inside.sum() < 4:
-        return 0.0
-    values = np.abs(real[i[inside], j[inside]])
-    return float(np.sqrt(np.mean(np.square(values))))

@@ -1,4 +1,4 @@
-"""The forms of S: S itself, its logarithm or its reciprocal as a short cosine series."""
+"""The forms of S: S itself, its positive part, its logarithm or its reciprocal as a short cosine series."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -9,9 +9,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .gauss_newton import Problem
 
+ROUNDED = 0.1                   # of the mean: above and below zero, where the positive part goes over into zero
+
 # S and its derivative as functions of the series s = 1 + Σ 2 α_R cos(2π Q·R), up to normalisation
 LINKS = {
     "linear": lambda s: (s, torch.ones_like(s)),
+    "positive": lambda s: (
+        torch.where(s < ROUNDED, (s + ROUNDED).clamp(min=0.0).square() / (4.0 * ROUNDED), s),
+        ((s + ROUNDED) / (2.0 * ROUNDED)).clamp(0.0, 1.0),
+    ),
     "log": lambda s: (torch.exp(s - 1.0), torch.exp(s - 1.0)),
     "reciprocal": lambda s: (1.0 / s, -1.0 / s.square()),
 }

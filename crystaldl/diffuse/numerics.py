@@ -14,14 +14,15 @@ FADE = 0.75                      # of the variance of the series from one shell,
 
 
 def non_negative(columns: Tensor, target: Tensor) -> list[float]:
-    """Coefficients ≥ 0 of three columns at most, by relative least squares over all subsets."""
-    best, found = math.inf, [float(target.mean()), 0.0, 0.0]
+    """Coefficients ≥ 0 of a few columns, by relative least squares over all subsets."""
+    count = columns.shape[1]
+    best, found = math.inf, [float(target.mean())] + [0.0] * (count - 1)
     rows, ones = columns / target[:, None], torch.ones_like(target)
-    for chosen in itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in (1, 2, 3)):
+    for chosen in itertools.chain.from_iterable(itertools.combinations(range(count), n) for n in range(1, count + 1)):
         solution = torch.linalg.lstsq(rows[:, chosen], ones[:, None]).solution[:, 0]
         misfit = float((rows[:, chosen] @ solution - 1.0).square().sum())
         if misfit < best and bool((solution >= 0).all()):
-            best, found = misfit, [0.0, 0.0, 0.0]
+            best, found = misfit, [0.0] * count
             for i, value in zip(chosen, solution.tolist(), strict=True):
                 found[i] = value
     return found

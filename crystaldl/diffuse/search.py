@@ -44,7 +44,8 @@ HOLE_PENALTY = 0.05             # log evidence a pixel
 SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
 MOST_STEPS = 15                 # of one solution, while choices are still open
 FIRST_STEPS = 3                 # on a larger support before it is looked at
-FEW_OUTLIERS = 5e-4             # share of the pixels
+FEW_OUTLIERS, LOST = 5e-4, 0.03     # share of the pixels; and where a form of S that leaves out so many is not pursued
+DARK, DARK_SHARE = 0.05, 0.02   # of the mean of S, and share of the cell that is darker: from where its positive part is tried
 LOWEST = 0.02                   # of S where its logarithm or reciprocal starts a series
 START_SHARE = 0.1               # of the usual prior variance of the series at least, where a series starts from another
 
@@ -174,28 +175,45 @@ class Fit:
         holes = self.problem(valid, support, first, polish=False)[0].hidden is not None
         tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
         best = self.solve(valid, support, first, tolerance=tolerance, iterations=MOST_STEPS)
-        support, best = self.grown(valid, support, first, best)
+        small, lost = support, len(self.options.links) > 1 and outlying(best, valid) > LOST
+        if not lost:
+            support, best = self.grown(valid, support, first, best)
         found = {first: best}
-        for link in self.options.links[1:]:     # D is nearly the same for all links
-            start = self._translated(valid, support, first, link, best.state)
-            if outlying(best, valid) > FEW_OUTLIERS:        # from the order of another S may run into what that left out
+        others = [link for link in self.options.links[1:] if link != "positive"]
+        for link in others:                     # D is nearly the same for all links
+            start = None if lost else self._translated(valid, support, first, link, best.state)
+            if start is not None and outlying(best, valid) > FEW_OUTLIERS:
+                # from the order of another S may run into what that left out
                 start = replace(start, alpha=torch.zeros_like(start.alpha), alpha_variance=self._fresh(valid, support, link))
             found[link] = self.solve(valid, support, link, start, tolerance=tolerance, iterations=MOST_STEPS)
+        if "positive" in self.options.links[1:] and self.dark(valid, support, found):
+            other = self.solve(valid, small, "positive", tolerance=tolerance, iterations=2 * MOST_STEPS)
+            grown, found["positive"] = self.grown(valid, small, "positive", other)
         evidence = {link: factors.evidence for link, factors in found.items()}
         # into holes, 1/S carries what is known of ordering; S itself knows nothing, and must be much better outside
-        ahead = {link: value - (HOLE_PENALTY * float(valid.sum()) if holes and link == "linear" else 0.0)
+        ahead = {link: value - (HOLE_PENALTY * float(valid.sum()) if holes and link in ("linear", "positive") else 0.0)
                  for link, value in evidence.items()}
         link = max(ahead, key=ahead.get)
         best = found[link]
-        if link != first:
+        support = grown if link == "positive" else support
+        if link not in (first, "positive"):
             support, best = self.grown(valid, support, link, best)
         return support, link, best, evidence
+
+    def dark(self, valid: Tensor, support: float, found: dict[str, Factors]) -> bool:
+        """Whether S seems to be zero or less in a part of the cell, which no short series is."""
+        if "linear" not in found:
+            return True
+        problem = self.problem(valid, support, "linear", polish=False)[0]
+        series = 1.0 + 2.0 * problem.cell.waves @ found["linear"].state.alpha
+        return float((series < DARK).double().mean()) > DARK_SHARE
 
     def finer(self, valid: Tensor, chosen: tuple[float, str, Factors, dict[str, float]]) -> tuple[Fit, tuple]:
         """The search's outcome with order vectors that reach further, where the residual repeats from zone to zone."""
         support, link, found, evidence = chosen
         reach = None if self.options.reach else longer_reach(self.arrays, self.reach)
-        if reach is None or "linear" not in self.options.links:
+        wanted = "positive" if link == "positive" else "linear"
+        if reach is None or wanted not in self.options.links:
             return self, chosen
         problem = self.problem(valid, support, link, polish=False)[0]
         if problem.hidden is not None:      # a long series would say anything there
@@ -205,17 +223,17 @@ class Fit:
             return self, chosen
         other = self.other(reach=reach)
         other.knots = self.knots
-        state = found.state if link == "linear" else self._translated(valid, support, link, "linear", found.state)
+        state = found.state if link == wanted else self._translated(valid, support, link, wanted, found.state)
         # what repeats may have driven D to a wide support, which S does not need any more
         small = self.supports()[0]
-        wide, start = other.problem(valid, small, "linear", polish=False)
+        wide, start = other.problem(valid, small, wanted, polish=False)
         state = carried(replace(start, alpha_variance=state.alpha_variance), state, wide.basis, problem.basis)
         start = lengthened(problem.basis, state, wide.basis, start, power)
-        best = other.solve(valid, small, "linear", start, tolerance=0.2 * SEARCH_TOLERANCE, iterations=MOST_STEPS)
-        small, best = other.grown(valid, small, "linear", best)
+        best = other.solve(valid, small, wanted, start, tolerance=0.2 * SEARCH_TOLERANCE, iterations=MOST_STEPS)
+        small, best = other.grown(valid, small, wanted, best)
         if best.evidence < found.evidence + SUPPORT_GAIN:
             return self, chosen
-        return other, (small, "linear", best, evidence)
+        return other, (small, wanted, best, evidence)
 
     def grown(self, valid: Tensor, support: float, link: str, best: Factors, most: float | None = None) -> tuple[float, Factors]:
         """The support made larger for as long as the evidence asks for it.
@@ -283,7 +301,8 @@ class Fit:
         series = 1.0 + 2.0 * waves @ state.alpha
         order = LINKS[first](series)[0]
         order = order / order.mean()
-        target = {"linear": order, "log": 1.0 + order.clamp(min=LOWEST).log(), "reciprocal": 1.0 / order.clamp(min=LOWEST)}[link]
+        target = {"linear": order, "positive": order, "log": 1.0 + order.clamp(min=LOWEST).log(),
+                  "reciprocal": 1.0 / order.clamp(min=LOWEST)}[link]
         target = target / target.mean() if link == "reciprocal" else target - target.mean() + 1.0
         alpha = (waves * target[:, None]).mean(0) / (2.0 * waves.square().mean(0))
         for _ in range(12):                 # the truncated series must stay where the link is defined

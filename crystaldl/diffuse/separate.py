@@ -83,9 +83,13 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
         raise TypeError(f"progress is a {type(progress).__name__}; expected True or False.")
     choices = FactoriseOptions(**options)
     place = _device(device)
+    given = volume
     if choices.blank:
-        volume = _without_blank(volume)
+        known = None if given.lattice is None else plane_lattice(given, plain_centring(choices.centring))
+        volume = _without_blank(given, known)
     lattice = _lattice(volume, choices, place)
+    if volume is not given and given.lattice is None:
+        volume = _without_blank(given, lattice, warn=False)
     if method == "dsfunet":
         return _by_network(volume, lattice, choices, model, device)
     with tqdm(total=3, desc="separating", unit="step", disable=not progress, leave=False) as bar:
@@ -100,14 +104,15 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
     return _result(volume, found, choices, method)
 
 
-def _without_blank(volume: DiffuseVolume) -> DiffuseVolume:
+def _without_blank(volume: DiffuseVolume, lattice: PlaneLattice | None, *, warn: bool = True) -> DiffuseVolume:
     """The volume with areas that were stored as zeros masked, and a warning where there are any."""
-    blank = blank_pixels(volume)
+    blank = blank_pixels(volume, lattice)
     number = int(blank.sum())
     if not number or number == int(volume.mask.sum()):
         return volume
-    warnings.warn(f"{number} pixels lie in areas of exactly one value with bright neighbours and are taken for not measured; "
-                  "mask them, or pass blank=False to have them fitted.", stacklevel=4)
+    if warn:
+        warnings.warn(f"{number} pixels lie in areas of exactly one value with bright neighbours and are taken for not measured; "
+                      "mask them, or pass blank=False to have them fitted.", stacklevel=4)
     return volume.replace(mask=np.array(volume.mask) & ~blank, history=f"separate: {number} pixels of blank areas left out")
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from crystaldl.diffuse.factorise import FactoriseOptions
-from crystaldl.diffuse.lattice_search import _joined, _laid, find_centre, find_lattice
+from crystaldl.diffuse.lattice_peaks import finer_lattices, lattice_points, likely_lattices, reduced
+from crystaldl.diffuse.lattice_search import _laid, find_centre, find_lattice
 from crystaldl.diffuse.separate import separate
 from crystaldl.diffuse.volume import DiffuseVolume
 
@@ -31,18 +32,42 @@ def test_strong_vectors_far_out_do_not_hide_the_lattice():
     assert np.sort(np.linalg.norm(nodes, axis=1)) == pytest.approx([PERIOD, PERIOD], rel=2e-3)
 
 
-@pytest.mark.parametrize("peak, expected", [((0.2, 0.0), (0.05, 0.05)), ((0.125, 0.025), None), ((0.0, 0.1), (0.25, 0.05))])
-def test_a_further_peak_joins_a_cell(peak, expected):
-    """(4/5, 0) of a cell means a fifth of its first vector; a vector of the cell changes nothing."""
-    joined = _joined(np.array([[0.25, 0.0], [0.0, 0.05]]), np.array([peak]), (256, 256))
-    if expected is None:                     # (1/2, 1/2): the centred cell
-        assert abs(np.linalg.det(joined[0])) == pytest.approx(0.25 * 0.05 / 2)
-    else:
-        assert sorted(np.linalg.norm(joined[0], axis=1)) == pytest.approx(sorted(expected))
+@pytest.mark.parametrize("index", [2, 3])
+def test_lattices_that_hold_another(index):
+    """All of them: 3 of index 2 and 4 of index 3, different ones, each with the vectors of the first."""
+    dual = np.array([[0.05, 0.003], [-0.01, 0.06]])
+    area = abs(np.linalg.det(dual))
+    found = [other for other in finer_lattices(dual) if abs(np.linalg.det(other)) == pytest.approx(area / index)]
+    assert len(found) == index + 1
+    for k, other in enumerate(found):
+        turn = dual @ np.linalg.inv(other)
+        assert turn == pytest.approx(np.rint(turn), abs=1e-9)
+        for earlier in found[:k]:
+            between = other @ np.linalg.inv(earlier)
+            assert np.abs(between - np.rint(between)).max() > 0.1
 
 
-def test_a_peak_beside_the_lattice_is_left_alone():
-    assert _joined(np.array([[0.25, 0.0], [0.0, 0.05]]), np.array([[0.137, 0.02]]), (256, 256)) == []
+def test_the_shortest_basis():
+    rows = reduced(np.array([0.05, 0.0]), np.array([0.31, 0.06]))
+    assert rows == pytest.approx(np.array([[0.05, 0.0], [0.01, 0.06]]))
+    index, points = lattice_points(rows, 0.13)
+    assert points == pytest.approx(index @ rows) and np.hypot(*points.T).max() <= 0.13
+    assert len(points) == pytest.approx(0.5 * np.pi * 0.13**2 / 0.003, abs=3)
+
+
+def test_a_lattice_whose_points_stand_out_little():
+    """Stronger vectors near the origin, as between the atoms of a molecule, do not belong to it."""
+    f = np.linspace(-0.5, 0.5, 401)
+    x, y = np.meshgrid(f, f, indexing="ij")
+    dual = np.array([[0.06, 0.004], [-0.01, 0.07]])
+    _, points = lattice_points(dual, 0.4)
+    rng = np.random.default_rng(3)
+    real = 0.02 * rng.normal(size=x.shape) * np.exp(-6 * np.hypot(x, y))
+    for point, height in [*((p, 0.08 * np.exp(-6 * np.hypot(*p))) for p in points), ((0.031, 0.02), 1.0), ((0.04, -0.03), 0.7)]:
+        for sign in (1, -1):
+            real += height * np.exp(-((x - sign * point[0]) ** 2 + (y - sign * point[1]) ** 2) / 0.006**2)
+    found = likely_lattices((real, f, f), 0.012, 3)[0] @ np.linalg.inv(dual)
+    assert found == pytest.approx(np.rint(found), abs=0.03) and abs(np.linalg.det(found)) == pytest.approx(1.0, abs=0.02)
 
 
 def test_nodes_are_laid_on_the_pixels():

@@ -167,3 +167,22 @@ def test_blank_areas_of_another_value_and_as_told():
     assert blank_pixels(volume.replace(data=data, mask=data > 0)).sum() == 0
     told = separate(volume.replace(data=data), blank=False, background=0, links=("linear",), centring="P", progress=False)
     assert told.used.all()
+
+
+def test_order_that_is_zero_in_a_part_of_the_cell():
+    """Clipped at zero, as simulations do; the zeros are dark order where they repeat, and a gap where they do not."""
+    axis = np.linspace(-3, 3, 85)
+    volume, d, _ = plane(axis, axis, ORDER)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    s = np.clip(1.0 + 1.1 * np.cos(2 * np.pi * x) + 0.8 * np.cos(2 * np.pi * y) + 0.3 * np.cos(2 * np.pi * (x + y)), 0.0, None)
+    gap = np.abs(volume.axes[0] - 1.3)[:, None] + 0 * d < 0.15
+    data = np.where(gap, 0.0, d * s)
+    assert 0.1 < (s == 0).mean() < 0.5
+    with pytest.warns(UserWarning, match="areas of exactly one value"):
+        parts = separate(volume.replace(data=data), progress=False)
+    dark = (s == 0) & ~gap
+    assert (parts.measured.mask & dark).sum() > 0.75 * dark.sum()
+    assert not (parts.measured.mask & gap & (s > 0.2)).any()
+    assert parts.link == "positive" and parts.sro.data.min() >= 0.0
+    assert np.corrcoef(parts.sro.data.ravel(), s.ravel())[0, 1] > 0.9995
+    assert np.corrcoef(parts.form_factor.data.ravel(), d.ravel())[0, 1] > 0.999
