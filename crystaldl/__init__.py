@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from .diffuse.compare import FormFactorComparison, compare_form_factors
     from .diffuse.molecular import Molecule
     from .diffuse.separation import Separation
-    from .diffuse.sro import refine_sro
-    from .diffuse.sro_models import refine_interactions
-    from .diffuse.sro_result import SROFit
-    from .diffuse.sro_sites import Site
+    from .diffuse.sro.models import refine_interactions
+    from .diffuse.sro.refine import refine_sro
+    from .diffuse.sro.result import SROFit
+    from .diffuse.sro.sites import Site
     from .diffuse.volume import DiffuseVolume
     from .examples import load_example
     from .files import read, save
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .powder.pattern import PowderPattern
     from .stem.bragg import table_of
     from .stem.datacube import DataCube
-    from .stem.strain import fit_strain
-    from .stem.strain_details import StrainOptions
+    from .stem.strain.details import StrainOptions
+    from .stem.strain.fit import fit_strain
 
 __version__ = "0.1.0"
 
@@ -34,17 +34,17 @@ _PUBLIC = {
     "FormFactorComparison": "crystaldl.diffuse.compare",
     "Molecule": "crystaldl.diffuse.molecular",
     "PowderPattern": "crystaldl.powder.pattern",
-    "SROFit": "crystaldl.diffuse.sro_result",
+    "SROFit": "crystaldl.diffuse.sro.result",
     "Separation": "crystaldl.diffuse.separation",
-    "Site": "crystaldl.diffuse.sro_sites",
-    "StrainOptions": "crystaldl.stem.strain_details",
+    "Site": "crystaldl.diffuse.sro.sites",
+    "StrainOptions": "crystaldl.stem.strain.details",
     "classify_patterns": "crystaldl.powder.classify",
     "compare_form_factors": "crystaldl.diffuse.compare",
-    "fit_strain": "crystaldl.stem.strain",
+    "fit_strain": "crystaldl.stem.strain.fit",
     "load_example": "crystaldl.examples",
     "read": "crystaldl.files",
-    "refine_interactions": "crystaldl.diffuse.sro_models",
-    "refine_sro": "crystaldl.diffuse.sro",
+    "refine_interactions": "crystaldl.diffuse.sro.models",
+    "refine_sro": "crystaldl.diffuse.sro.refine",
     "save": "crystaldl.files",
     "table_of": "crystaldl.stem.bragg",
 }

@@ -227,7 +227,7 @@ def stem(folder: Path) -> Report:
 
     from .examples import example_facts, load_example
     from .stem.bragg import table_of
-    from .stem.strain import fit_strain
+    from .stem.strain.fit import fit_strain
 
     name = "stem/strained_scan"
     facts, cube = example_facts(name), load_example(name)

@@ -381,9 +381,9 @@ def disk_fillings(sample: Strained) -> tuple[np.ndarray, np.ndarray, float]:
     import torch
 
     from crystaldl.physics.crystals import Crystal
-    from crystaldl.stem.bank import directions, interpolation
-    from crystaldl.stem.bloch import beam_intensities, prepare_zone
-    from crystaldl.stem.electrons import wavelength
+    from crystaldl.stem.simulate.bank import directions, interpolation
+    from crystaldl.stem.simulate.bloch import beam_intensities, prepare_zone
+    from crystaldl.stem.simulate.electrons import wavelength
 
     structure = STRUCTURES[sample.structure]
     numbers, positions = cell_content(structure)
@@ -407,7 +407,7 @@ def strained_patterns(sample: Strained, number: int) -> tuple[np.ndarray, dict]:
     """
     import torch
 
-    from crystaldl.stem.simulate import SceneOptions, draw_disks
+    from crystaldl.stem.simulate.patterns import SceneOptions, draw_disks
 
     g, maps, scale = disk_fillings(sample)
     angle = np.radians(sample.turn)

@@ -15,7 +15,7 @@ from fuzz import objects
 from crystaldl.diffuse.volume import DiffuseVolume
 from crystaldl.powder.pattern import PowderPattern
 from crystaldl.stem.datacube import DataCube
-from crystaldl.stem.strain import fit_strain
+from crystaldl.stem.strain.fit import fit_strain
 
 # types that hold the small whole counts of the samples exactly
 TYPES = ["<f4", ">f4", "<f8", ">f8", "<i2", ">i2", "<u2", ">u2", "<i4", ">i4", "<u4", ">i8", "<u8"]

@@ -94,7 +94,7 @@ def add_train(wings: Any) -> None:
 
 
 def _train(args: Any) -> int:
-    from ..diffuse.recipe import train_command
+    from ..diffuse.recipe.training import train_command
 
     return run_training(train_command, args)
 
@@ -115,7 +115,7 @@ def add_evaluate(wings: Any) -> None:
 
 
 def _evaluate(args: Any) -> int:
-    from ..diffuse.evaluate import evaluate_command
+    from ..diffuse.recipe.evaluate import evaluate_command
 
     sys.stdout.write(evaluate_command(args))
     return DONE

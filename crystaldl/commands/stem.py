@@ -38,7 +38,7 @@ def _strain(args: Any) -> int:
 
     from ..stem.bragg import table_of
     from ..stem.datacube import DataCube
-    from ..stem.strain import fit_strain
+    from ..stem.strain.fit import fit_strain
 
     cube = DataCube.from_file(args.file, mem="MEMMAP" if args.memmap else "RAM")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def add_train(wings: Any) -> None:
 
 
 def _train(args: Any) -> int:
-    from ..stem.recipe import train_command
+    from ..stem.recipe.training import train_command
 
     return run_training(train_command, args)
 
@@ -117,7 +117,7 @@ def add_evaluate(wings: Any) -> None:
 
 
 def _evaluate(args: Any) -> int:
-    from ..stem.evaluate import evaluate_command
+    from ..stem.recipe.evaluate import evaluate_command
 
     sys.stdout.write(evaluate_command(args))
     return DONE

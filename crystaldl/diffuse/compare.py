@@ -23,7 +23,7 @@ from ..errors import DataError
 from .compare_fit import Candidate, FixedDesign, Outcome, Target
 from .compare_result import FormFactorComparison
 from .molecular import Molecule, is_pair
-from .sro_inputs import (
+from .sro.inputs import (
     Inputs,
     check_coverage,
     check_volume,
@@ -32,9 +32,9 @@ from .sro_inputs import (
     prepare_inputs,
     resolve_background,
 )
-from .sro_kernels import Design, Geometry, order_terms
-from .sro_solve import solve_design
-from .sro_vectors import vector_orbits
+from .sro.kernels import Design, Geometry, order_terms
+from .sro.solve import solve_design
+from .sro.vectors import vector_orbits
 
 __all__ = ["compare_form_factors"]
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from ..errors import DataError
 from .molecular import Molecule, difference_form_factor, is_pair
-from .sro_inputs import Inputs, resolve_factor
-from .sro_kernels import Geometry
-from .sro_solve import Noise
+from .sro.inputs import Inputs, resolve_factor
+from .sro.kernels import Geometry
+from .sro.solve import Noise
 
 __all__ = ["Candidate", "FixedDesign", "Outcome", "Target"]
 

@@ -112,7 +112,7 @@ class FormFactorComparison:
 
     def show(self):
         """The separated form factor beside the best models, and R factor and probability of all: (figure, axes)."""
-        from .sro_plot import plot_comparison
+        from .sro.plot import plot_comparison
 
         return plot_comparison(self)
 

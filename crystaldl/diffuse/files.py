@@ -41,13 +41,13 @@ def volume_of_group(group) -> DiffuseVolume:
 
 
 def _orbits() -> Record:
-    from .sro_vectors import VectorOrbits
+    from .sro.vectors import VectorOrbits
 
     return Record(VectorOrbits, _LENGTHS)
 
 
 def _fit() -> Record:
-    from .sro_result import SROFit
+    from .sro.result import SROFit
 
     units = {**_LENGTHS, "calculated": "intensity", "form_factor": "intensity", "gamma": "cell edges"}
     meaning = "alpha is positive where like neighbours are preferred; sigma and covariance are those of alpha."
@@ -55,7 +55,7 @@ def _fit() -> Record:
 
 
 def _interactions() -> Record:
-    from .sro_models import InteractionFit
+    from .sro.models import InteractionFit
 
     meaning = "beta_v = 2c(1-c) V/kT is positive where unlike neighbours are preferred."
     return Record(InteractionFit, _LENGTHS, f"{_VECTORS} {meaning} {CONVENTIONS}")

@@ -23,13 +23,13 @@ from tqdm import tqdm
 from ..errors import DataError
 from ..physics.device import resolve_device
 from .blank import blank_pixels
-from .centring import factorise_centred
-from .factorise import Factorisation, FactoriseOptions, factorise, plain_centring, r_factor
-from .gauss_newton import Problem
+from .factorise.centring import factorise_centred
+from .factorise.gauss_newton import Problem
+from .factorise.solver import Factorisation, FactoriseOptions, factorise, plain_centring, r_factor
+from .factorise.states import State
+from .factorise.uncertainty import hidden_mode, order_covariance, sigma_maps
 from .geometry import PlaneLattice, centring_vectors, pixel_lattice, plane_lattice
 from .separation import Separation
-from .states import State
-from .uncertainty import hidden_mode, order_covariance, sigma_maps
 from .volume import DiffuseVolume
 
 METHODS = ("auto", "physics", "dsfunet")
@@ -124,7 +124,7 @@ def _device(name: str) -> torch.device:
 def _lattice(volume: DiffuseVolume, choices: FactoriseOptions, device: torch.device) -> PlaneLattice:
     if volume.lattice is not None:
         return plane_lattice(volume, plain_centring(choices.centring))
-    from .lattice_search import find_centre, find_lattice
+    from .factorise.lattice_search import find_centre, find_lattice
 
     centre = find_centre(volume)
     return pixel_lattice(find_lattice(volume, choices, centre=centre, device=device), centre)

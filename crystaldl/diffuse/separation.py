@@ -113,14 +113,14 @@ class Separation:
     # -- answers -------------------------------------------------------------------------------------------------
 
     def refine_sro(self, shells=6, laue=None, **options):
-        """Warren-Cowley parameters with standard uncertainties; see `crystaldl.diffuse.sro.refine_sro`."""
-        from .sro import refine_sro
+        """Warren-Cowley parameters with standard uncertainties; see `crystaldl.diffuse.sro.refine.refine_sro`."""
+        from .sro.refine import refine_sro
 
         return refine_sro(self, shells=shells, laue=laue, **options)
 
     def refine_interactions(self, **options):
-        """Mean-field pair energies; see `crystaldl.diffuse.sro_models.refine_interactions`."""
-        from .sro_models import refine_interactions
+        """Mean-field pair energies; see `crystaldl.diffuse.sro.models.refine_interactions`."""
+        from .sro.models import refine_interactions
 
         return refine_interactions(self, **options)
 

@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..storage.hdf5 import open_hdf5
 from ..storage.records import check_ending, write_emd
 from .files import volume_of_group
-from .readers import text_of, unusable
+from .readers.read import text_of, unusable
 from .separation import Separation
 from .volume import DiffuseVolume
 from .writers import CONVENTIONS, to_emd

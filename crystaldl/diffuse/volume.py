@@ -171,7 +171,7 @@ class DiffuseVolume:
         radiation : {"xray", "neutron", "electron"}, optional
             By default what the file says, else "xray".
         **options
-            See `crystaldl.diffuse.readers.read_volume`: ``axes`` (npy), ``missing``, ``name``, ``dataset``.
+            See `crystaldl.diffuse.readers.read.read_volume`: ``axes`` (npy), ``missing``, ``name``, ``dataset``.
 
         Raises
         ------
@@ -181,7 +181,7 @@ class DiffuseVolume:
         DataError
             Neither the file nor the argument gives a lattice.
         """
-        from .readers import read_volume
+        from .readers.read import read_volume
 
         return read_volume(path, lattice=lattice, radiation=radiation, **options)
 
@@ -382,8 +382,8 @@ class DiffuseVolume:
         return separate(self, method=method, model=model, device=device, **options)
 
     def refine_sro(self, shells=6, laue=None, **options):
-        """Warren-Cowley parameters with standard uncertainties; see `crystaldl.diffuse.sro`."""
-        from .sro import refine_sro
+        """Warren-Cowley parameters with standard uncertainties; see `crystaldl.diffuse.sro.refine`."""
+        from .sro.refine import refine_sro
 
         return refine_sro(self, shells=shells, laue=laue, **options)
 

@@ -60,7 +60,7 @@ def write_volume(volume, path, *, format: str | None = None) -> Path:
 def to_emd(volume, name: str = "diffuse_volume", parent=None):
     """The volume as an ``emdfile.Array`` in a tree, with sigma as its child and everything else as metadata.
 
-    Plain emdfile reads it; `crystaldl.diffuse.readers.from_emd` makes the same volume of it.  NaN is "not measured".
+    Plain emdfile reads it; `crystaldl.diffuse.readers.read.from_emd` makes the same volume of it.  NaN is "not measured".
 
     Parameters
     ----------

@@ -210,7 +210,7 @@ class _Measure:
     """Candidates in, `Disks` out."""
 
     def __init__(self, probe: Probe, options: DiskOptions, threshold: float, device):
-        from .peaks import DiskFitter, FitSettings
+        from .peaks.refine import DiskFitter, FitSettings
 
         self.options, self.threshold, self.radius = options, threshold, probe.radius
         self.reach = probe.radius + 2 * probe.edge + 1.5  # px, of a disk and the smoothing of the rings
@@ -268,7 +268,7 @@ class _Measure:
         """Whether a disk is not another one's double: refinement may lead two candidates to one place."""
         import torch
 
-        from .peaks import neighbours
+        from .peaks.refine import neighbours
 
         spacing = 0.5 * self.options.spacing(self.radius)
         rows = torch.nonzero(keep)[:, 0]

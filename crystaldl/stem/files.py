@@ -22,13 +22,13 @@ def _probe(image=None, centre=(), radius=0.0, edge=0.0, source="", **_) -> Probe
 
 
 def _write_strain(path, value) -> Path:
-    from .strain_files import save_strain
+    from .strain.files import save_strain
 
     return save_strain(path, value)
 
 
 def _read_strain(path):
-    from .strain_files import read_strain
+    from .strain.files import read_strain
 
     return read_strain(path)
 

@@ -31,12 +31,12 @@ class DiskOptions:
     upsample : int
         Factor for ``"upsampled"``.
     refine : bool
-        Measure every disk by variable projection (`crystaldl.stem.peaks`).
+        Measure every disk by variable projection (`crystaldl.stem.peaks.refine`).
     degree : 0, 1 or 2
         Of the polynomial that describes a disk's filling.
     fringes : bool
         After a polynomial of degree 2, describe the filling of each disk as closely as its pixels call for
-        (`crystaldl.stem.filling`): for strain of thick crystals; False is faster.
+        (`crystaldl.stem.peaks.filling`): for strain of thick crystals; False is faster.
     rings : bool
         Take rings of amorphous material away before looking for disks (`crystaldl.stem.halo`).
     min_significance : float, optional

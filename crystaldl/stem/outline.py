@@ -2,7 +2,7 @@
 
 The middle of the central disk is uneven, so that its extent at some level is not the aperture's. But all disks of a scan share
 one outline, whatever fills them: the radius and edge are those under which the disks, each with a filling of its own (a
-polynomial of degree 2, `crystaldl.stem.varpro`), are most probable.
+polynomial of degree 2, `crystaldl.stem.peaks.varpro`), are most probable.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from scipy.special import ndtr
 
-from .between import SHARP
 from .correlate import Correlator
 from .options import DiskOptions
-from .peaks import DiskFitter, FitSettings, neighbours
+from .peaks.between import SHARP
+from .peaks.refine import DiskFitter, FitSettings, neighbours
+from .peaks.varpro import REACH, Shape, minimise
 from .probe import MIN_RADIUS, Probe
-from .varpro import REACH, Shape, minimise
 
 PATTERNS = 12  # that are looked at
 DISKS, LEAST = 80, 8  # that are fitted: the most significant ones; fewer than that tell nothing

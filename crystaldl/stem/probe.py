@@ -146,7 +146,7 @@ class Probe:
 
     def fine_patch(self, half: int, fine: int) -> np.ndarray:
         """The same at steps of 1/``fine`` px, (2 · fine · half + 1)², sharp edges as they run between the pixels."""
-        from .between import fine_patch
+        from .peaks.between import fine_patch
 
         return fine_patch(self.image, self.centre, self.radius, self.edge, half, fine)
 

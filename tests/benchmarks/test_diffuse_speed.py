@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from crystaldl.diffuse.corruption import Corruption
-from crystaldl.diffuse.evaluate import SEED, evaluation_stream, methods_at_hand
-from crystaldl.diffuse.evaluate_scores import plane_volume, simulated_volume
 from crystaldl.diffuse.network import COMPACT_WIDTH, PUBLISHED_WIDTH, SIDE, DSFUNet
+from crystaldl.diffuse.recipe.evaluate import SEED, evaluation_stream, methods_at_hand
+from crystaldl.diffuse.recipe.evaluate_scores import plane_volume, simulated_volume
 from crystaldl.diffuse.separate import separate
 from crystaldl.diffuse.simulate import simulate_planes
 

@@ -46,8 +46,8 @@ def ratios(request):
 def scan(tmp_path_factory):
     """A scan on disk and its probe."""
     py4dstem = pytest.importorskip("py4DSTEM")
-    from crystaldl.stem.bank import build_bank
-    from crystaldl.stem.simulate import SceneOptions, simulate
+    from crystaldl.stem.simulate.bank import build_bank
+    from crystaldl.stem.simulate.patterns import SceneOptions, simulate
 
     bank = build_bank(4, 3)
     scene = SceneOptions((256, 256), 6.0, off_centre=0.02)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.diffuse import evaluate, evaluate_models, evaluate_scores
 from crystaldl.diffuse.corruption import CLEAN, Corruption
 from crystaldl.diffuse.disorder import krivoglaz_clapp_moss, structure_factor
-from crystaldl.diffuse.evaluate_models import candidates, changed, difference, molecules, rank_models
-from crystaldl.diffuse.evaluate_scores import cell_of, fold, plane_volume, score, simulated_volume
 from crystaldl.diffuse.geometry import plane_lattice
 from crystaldl.diffuse.molecular import difference_form_factor
 from crystaldl.diffuse.molecules import Pair, axis_rotation
+from crystaldl.diffuse.recipe import evaluate, evaluate_models, evaluate_scores
+from crystaldl.diffuse.recipe.evaluate_models import candidates, changed, difference, molecules, rank_models
+from crystaldl.diffuse.recipe.evaluate_scores import cell_of, fold, plane_volume, score, simulated_volume
 from crystaldl.diffuse.separation import Separation
 from crystaldl.diffuse.simulate import PlaneSpec, simulate_planes
 from crystaldl.errors import DataError

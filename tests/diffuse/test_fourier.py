@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.diffuse.fourier import FourierGrid, gram, project
-from crystaldl.diffuse.spectrum import direct_sums, read_spectrum
+from crystaldl.diffuse.factorise.fourier import FourierGrid, gram, project
+from crystaldl.diffuse.factorise.spectrum import direct_sums, read_spectrum
 
 ALIGNED = {2: np.diag([1.0, 0.5]), 3: np.diag([1.0, 0.5, 2.0])}
 OBLIQUE = {2: np.array([[0.9, 0.31], [-0.22, 0.6]]), 3: np.array([[0.9, 0.31, 0.1], [-0.22, 0.6, -0.15], [0.05, 0.3, 1.1]])}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.optimize import isotonic_regression, nnls
 
-from crystaldl.diffuse.fourier import FourierGrid
-from crystaldl.diffuse.gauss_newton import Basis, Problem, Settings, State, _moved, refine
-from crystaldl.diffuse.links import LINKS, order_parameters
-from crystaldl.diffuse.numerics import FADE, falling, inverse_diagonal, non_negative, solve
+from crystaldl.diffuse.factorise.fourier import FourierGrid
+from crystaldl.diffuse.factorise.gauss_newton import Basis, Problem, Settings, State, _moved, refine
+from crystaldl.diffuse.factorise.links import LINKS, order_parameters
+from crystaldl.diffuse.factorise.numerics import FADE, falling, inverse_diagonal, non_negative, solve
 
 EMPTY = torch.zeros(0, dtype=torch.float64)
 MODES = {"aligned": [(0, 0), (1, 1)], "oblique": [(0, 0), (0, 1), (1, 0), (1, 1)]}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crystaldl.diffuse.factorise import FactoriseOptions
-from crystaldl.diffuse.lattice_peaks import finer_lattices, lattice_points, likely_lattices, reduced
-from crystaldl.diffuse.lattice_search import _laid, find_centre, find_lattice
+from crystaldl.diffuse.factorise.lattice_peaks import finer_lattices, lattice_points, likely_lattices, reduced
+from crystaldl.diffuse.factorise.lattice_search import _laid, find_centre, find_lattice
+from crystaldl.diffuse.factorise.solver import FactoriseOptions
 from crystaldl.diffuse.separate import separate
 from crystaldl.diffuse.volume import DiffuseVolume
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.diffuse.cell import cell_of_order
-from crystaldl.diffuse.factorise import FactoriseOptions
+from crystaldl.diffuse.factorise.cell import cell_of_order
+from crystaldl.diffuse.factorise.numerics import quantum
+from crystaldl.diffuse.factorise.peaks import coupling, first_heights, first_width, make_peaks
+from crystaldl.diffuse.factorise.search import Bragg, Fit
+from crystaldl.diffuse.factorise.solver import FactoriseOptions
+from crystaldl.diffuse.factorise.unknowns import arrays_of
 from crystaldl.diffuse.geometry import plane_lattice
 from crystaldl.diffuse.molecular import Molecule, difference_form_factor
-from crystaldl.diffuse.numerics import quantum
-from crystaldl.diffuse.peaks import coupling, first_heights, first_width, make_peaks
-from crystaldl.diffuse.search import Bragg, Fit
 from crystaldl.diffuse.separate import separate
-from crystaldl.diffuse.unknowns import arrays_of
 from crystaldl.diffuse.volume import DiffuseVolume
 
 SQUARE, OBLIQUE = (8.0, 8.0, 7.0, 90, 90, 90), (8.0, 9.1, 7.0, 90, 90, 104)

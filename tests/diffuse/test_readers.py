@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from crystaldl.diffuse import writers
-from crystaldl.diffuse.readers import from_emd
+from crystaldl.diffuse.readers.read import from_emd
 from crystaldl.diffuse.volume import DiffuseVolume
 from crystaldl.diffuse.writers import to_emd
 from crystaldl.errors import CrystaldlError, DataError, FileFormatError

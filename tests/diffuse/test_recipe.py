@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from crystaldl.diffuse import dsfunet, recipe, release
+from crystaldl.diffuse import dsfunet
 from crystaldl.diffuse.corruption import CLEAN, Corruption
 from crystaldl.diffuse.geometry import plane_lattice
 from crystaldl.diffuse.network import DSFUNet
-from crystaldl.diffuse.recipe import DiffuseTask, settings_for
-from crystaldl.diffuse.stream import DiffuseStream, is_held_out
+from crystaldl.diffuse.recipe import release
+from crystaldl.diffuse.recipe import training as recipe
+from crystaldl.diffuse.recipe.stream import DiffuseStream, is_held_out
+from crystaldl.diffuse.recipe.training import DiffuseTask, settings_for
 from crystaldl.diffuse.volume import DiffuseVolume
 from crystaldl.errors import DataError, ModelIntegrityError, UnknownModelError
 from crystaldl.models.registry import write_model

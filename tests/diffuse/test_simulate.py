@@ -13,6 +13,7 @@ from crystaldl.diffuse import disorder
 from crystaldl.diffuse.corruption import Corruption, gaussian_blur
 from crystaldl.diffuse.masks import read_masks
 from crystaldl.diffuse.molecules import axis_rotation, random_pair
+from crystaldl.diffuse.recipe.stream import SYMMETRIES, DiffuseStream, is_held_out, orbits, random_order
 from crystaldl.diffuse.simulate import (
     PlaneSpec,
     difference_form_factor,
@@ -21,7 +22,6 @@ from crystaldl.diffuse.simulate import (
     plane_sro,
     simulate_planes,
 )
-from crystaldl.diffuse.stream import SYMMETRIES, DiffuseStream, is_held_out, orbits, random_order
 from crystaldl.errors import DataError, FileFormatError
 from crystaldl.physics.scattering import scattering_factor
 

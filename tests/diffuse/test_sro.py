@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from crystaldl.diffuse.molecular import Molecule, difference_form_factor
-from crystaldl.diffuse.sro import refine_sro
-from crystaldl.diffuse.sro_models import refine_interactions
-from crystaldl.diffuse.sro_sites import Site
-from crystaldl.diffuse.sro_solve import serial_factor
-from crystaldl.diffuse.sro_vectors import vector_orbits, zone_axis
+from crystaldl.diffuse.sro.models import refine_interactions
+from crystaldl.diffuse.sro.refine import refine_sro
+from crystaldl.diffuse.sro.sites import Site
+from crystaldl.diffuse.sro.solve import serial_factor
+from crystaldl.diffuse.sro.vectors import vector_orbits, zone_axis
 from crystaldl.diffuse.volume import DiffuseVolume
 from crystaldl.errors import DataError, PlausibilityWarning
 

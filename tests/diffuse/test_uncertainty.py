@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.diffuse.fourier import FourierGrid
-from crystaldl.diffuse.gauss_newton import Factors, Problem, refine
-from crystaldl.diffuse.links import LINKS, order_parameters
-from crystaldl.diffuse.uncertainty import _rim, hidden_mode, mean_drift, sigma_maps, variance_map
+from crystaldl.diffuse.factorise.fourier import FourierGrid
+from crystaldl.diffuse.factorise.gauss_newton import Factors, Problem, refine
+from crystaldl.diffuse.factorise.links import LINKS, order_parameters
+from crystaldl.diffuse.factorise.uncertainty import _rim, hidden_mode, mean_drift, sigma_maps, variance_map
 
 from .test_gauss_newton import example, parameters
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from crystaldl.diffuse.blank import blank_pixels
-from crystaldl.diffuse.centring import centred_lattices
+from crystaldl.diffuse.factorise.centring import centred_lattices
+from crystaldl.diffuse.factorise.unknowns import RESOLVED, SAME, arrays_of, finest, order_functions, shortest_vector
 from crystaldl.diffuse.geometry import plane_lattice
 from crystaldl.diffuse.separate import separate
-from crystaldl.diffuse.unknowns import RESOLVED, SAME, arrays_of, finest, order_functions, shortest_vector
 from crystaldl.diffuse.volume import DiffuseVolume
 
 CELL = (7.2, 7.2, 7.0, 90, 90, 90)

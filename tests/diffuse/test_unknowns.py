@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.diffuse.bragg import bragg_radius
-from crystaldl.diffuse.factorise import FactoriseOptions
-from crystaldl.diffuse.gauss_newton import Factors
+from crystaldl.diffuse.factorise.bragg import bragg_radius
+from crystaldl.diffuse.factorise.gauss_newton import Factors
+from crystaldl.diffuse.factorise.links import LINKS
+from crystaldl.diffuse.factorise.numerics import LEAF, inverse_diagonal
+from crystaldl.diffuse.factorise.search import Fit
+from crystaldl.diffuse.factorise.solver import FactoriseOptions
+from crystaldl.diffuse.factorise.uncertainty import hidden_mode, order_covariance, sigma_maps
+from crystaldl.diffuse.factorise.unknowns import arrays_of, envelope_of
 from crystaldl.diffuse.geometry import plane_lattice
-from crystaldl.diffuse.links import LINKS
-from crystaldl.diffuse.numerics import LEAF, inverse_diagonal
-from crystaldl.diffuse.search import Fit
-from crystaldl.diffuse.uncertainty import hidden_mode, order_covariance, sigma_maps
-from crystaldl.diffuse.unknowns import arrays_of, envelope_of
 from crystaldl.diffuse.volume import DiffuseVolume
 
 from .test_gauss_newton import example

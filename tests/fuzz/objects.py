@@ -111,7 +111,7 @@ def sro():
 
 @cache
 def interactions():
-    from crystaldl.diffuse.sro_models import refine_interactions
+    from crystaldl.diffuse.sro.models import refine_interactions
 
     return refine_interactions(sro(), shells=2, on="alpha")
 
@@ -180,7 +180,7 @@ def bragg():
 
 @cache
 def strain():
-    from crystaldl.stem.strain import fit_strain
+    from crystaldl.stem.strain.fit import fit_strain
 
     return fit_strain(bragg())
 

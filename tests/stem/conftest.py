@@ -46,6 +46,6 @@ def draw():
 @pytest.fixture(scope="session")
 def small_bank():
     """Dynamical disks of ten crystals of the training families."""
-    from crystaldl.stem.bank import build_bank
+    from crystaldl.stem.simulate.bank import build_bank
 
     return build_bank(10, seed=2, beams=50, stored=48, thicknesses=4)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.stem.benchmark import Known, cell_factors, counted, ours
-from crystaldl.stem.electrons import wavelength
-from crystaldl.stem.evaluate import Entry, strain_scores
-from crystaldl.stem.multislice import convergent_probe, diffraction, make_slab, propagate
 from crystaldl.stem.probe import Probe
+from crystaldl.stem.recipe.benchmark import Known, cell_factors, counted, ours
+from crystaldl.stem.recipe.evaluate import Entry, strain_scores
+from crystaldl.stem.simulate.electrons import wavelength
+from crystaldl.stem.simulate.multislice import convergent_probe, diffraction, make_slab, propagate
 
 abtem = pytest.importorskip("abtem", reason="abTEM is not installed: nothing to compare with (pip install abtem)")
 ase = pytest.importorskip("ase", reason="ASE, which abTEM needs, is not installed")

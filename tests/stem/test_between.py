@@ -8,9 +8,10 @@ import torch
 from scipy import ndimage
 from scipy.special import ndtr
 
-from crystaldl.stem import between, peaks
-from crystaldl.stem.between import fine_patch, fitted_outline
-from crystaldl.stem.peaks import DiskFitter
+from crystaldl.stem.peaks import between
+from crystaldl.stem.peaks import refine as peaks
+from crystaldl.stem.peaks.between import fine_patch, fitted_outline
+from crystaldl.stem.peaks.refine import DiskFitter
 from crystaldl.stem.probe import Probe
 
 torch.set_num_threads(1)

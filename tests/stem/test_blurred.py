@@ -8,9 +8,9 @@ import torch
 from drawn_disks import disk_image
 from scipy import ndimage
 
-from crystaldl.stem.blurred import Blurred, fitted_blur
-from crystaldl.stem.filling import Filling
-from crystaldl.stem.peaks import DiskFitter, FitSettings
+from crystaldl.stem.peaks.blurred import Blurred, fitted_blur
+from crystaldl.stem.peaks.filling import Filling
+from crystaldl.stem.peaks.refine import DiskFitter, FitSettings
 from crystaldl.stem.probe import Probe
 
 RADIUS, SHAPE, FINE = 6.0, (48, 48), 4

@@ -10,7 +10,7 @@ from synthetic_lattices import bragg_vectors, deformation, disk_table, lattices
 
 from crystaldl.errors import DataError, FileFormatError, PlausibilityWarning
 from crystaldl.stem.bragg import points_of, read_bragg, save_bragg, table_of, to_bragg_vectors
-from crystaldl.stem.strain import fit_strain
+from crystaldl.stem.strain.fit import fit_strain
 
 
 @pytest.fixture

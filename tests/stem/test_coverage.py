@@ -1,5 +1,5 @@
 """Uncertainties of disk positions say what they mean: on multislice patterns of known truth, thick and thin, few and many
-electrons. The crystals are others than those with which the model error of `crystaldl.stem.peaks` was first fitted; its two
+electrons. The crystals are others than those with which the model error of `crystaldl.stem.peaks.refine` was first fitted; its two
 values for fringes were later adjusted with these in view."""
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.stem.bank import HELD_OUT_VOLTAGES
-from crystaldl.stem.benchmark import (
+from crystaldl.stem.disks import find_disks
+from crystaldl.stem.options import DiskOptions
+from crystaldl.stem.peaks.refine import MOST_UNEVEN, unevenness
+from crystaldl.stem.recipe.benchmark import (
     SEMIANGLES,
     benchmark_crystals,
     measured_strain,
@@ -17,10 +19,8 @@ from crystaldl.stem.benchmark import (
     ours,
     shortest_reflection,
 )
-from crystaldl.stem.disks import find_disks
-from crystaldl.stem.electrons import wavelength
-from crystaldl.stem.options import DiskOptions
-from crystaldl.stem.peaks import MOST_UNEVEN, unevenness
+from crystaldl.stem.simulate.bank import HELD_OUT_VOLTAGES
+from crystaldl.stem.simulate.electrons import wavelength
 
 CRYSTALS, SEED = 8, 33
 

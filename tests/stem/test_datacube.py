@@ -19,7 +19,7 @@ from crystaldl.errors import DataError, DeviceError, FileFormatError, UnknownMod
 from crystaldl.stem.bragg import table_of
 from crystaldl.stem.datacube import DataCube
 from crystaldl.stem.options import DiskOptions
-from crystaldl.stem.strain import fit_strain
+from crystaldl.stem.strain.fit import fit_strain
 
 BASIS = np.array([[15.0, 1.0], [2.0, 16.0]])
 

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.stem import evaluate, recipe
-from crystaldl.stem.benchmark import (
+from crystaldl.stem.disks import DiskOptions, Disks, find_disks
+from crystaldl.stem.network import STRIDE
+from crystaldl.stem.peaks.refine import DiskFitter
+from crystaldl.stem.prepare import Preparer
+from crystaldl.stem.recipe import evaluate
+from crystaldl.stem.recipe import training as recipe
+from crystaldl.stem.recipe.benchmark import (
     Known,
     benchmark_crystals,
     cell_factors,
@@ -19,12 +24,8 @@ from crystaldl.stem.benchmark import (
     ours,
     py4dstem_correlation,
 )
-from crystaldl.stem.disks import DiskOptions, Disks, find_disks
-from crystaldl.stem.network import STRIDE
-from crystaldl.stem.peaks import DiskFitter
-from crystaldl.stem.prepare import Preparer
-from crystaldl.stem.recipe import Settings, StemTask, disknet_loss, match
-from crystaldl.stem.stream import StreamOptions, disk_targets, disknet_batch, draw_patterns, fcunet_batch
+from crystaldl.stem.recipe.stream import StreamOptions, disk_targets, disknet_batch, draw_patterns, fcunet_batch
+from crystaldl.stem.recipe.training import Settings, StemTask, disknet_loss, match
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -297,7 +298,7 @@ def test_bank_is_kept(tmp_path, monkeypatch):
 
 
 def _tiny_bank(count, seed, evaluation):
-    from crystaldl.stem.bank import build_bank
+    from crystaldl.stem.simulate.bank import build_bank
 
     return build_bank(count, seed, evaluation=evaluation, beams=20, stored=20, thicknesses=1)
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.stem import bank as bank_module
-from crystaldl.stem.bank import (
+from crystaldl.stem.disks import DiskOptions, find_disks
+from crystaldl.stem.peaks.refine import DiskFitter
+from crystaldl.stem.probe import Probe
+from crystaldl.stem.simulate import bank as bank_module
+from crystaldl.stem.simulate.bank import (
     EXTENT,
     GRID,
     HELD_OUT_SEMIANGLES,
@@ -17,12 +20,9 @@ from crystaldl.stem.bank import (
     directions,
     interpolation,
 )
-from crystaldl.stem.corruption import Corruption, count, detect, diffuse_background, plasmon_blur
-from crystaldl.stem.disks import DiskOptions, find_disks
-from crystaldl.stem.peaks import DiskFitter
-from crystaldl.stem.probe import Probe
-from crystaldl.stem.simulate import SceneOptions, aperture, cut_apertures, draw_disks, simulate
-from crystaldl.stem.specimens import held_out
+from crystaldl.stem.simulate.corruption import Corruption, count, detect, diffuse_background, plasmon_blur
+from crystaldl.stem.simulate.patterns import SceneOptions, aperture, cut_apertures, draw_disks, simulate
+from crystaldl.stem.simulate.specimens import held_out
 
 torch.set_num_threads(1)
 CLEAN = Corruption(

@@ -12,7 +12,7 @@ from crystaldl.models.registry import available
 from crystaldl.stem.correlate import Candidates
 from crystaldl.stem.disks import DiskOptions, Disks, combined, find_disks
 from crystaldl.stem.network import DiskNet, FCUNet
-from crystaldl.stem.peaks import DiskFits
+from crystaldl.stem.peaks.refine import DiskFits
 from crystaldl.stem.probe import Probe
 
 torch.set_num_threads(1)

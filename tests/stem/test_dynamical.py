@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crystaldl.physics.crystals import Crystal
-from crystaldl.stem.bloch import (
+from crystaldl.stem.simulate.bloch import (
     beam_intensities,
     prepare_zone,
     structure_factors,
@@ -15,9 +15,9 @@ from crystaldl.stem.bloch import (
     zone_frame,
     zone_reflections,
 )
-from crystaldl.stem.electrons import MAX_Z, coupling, form_factor, wavelength
-from crystaldl.stem.multislice import convergent_probe, diffraction, make_slab, plane_wave_beams, propagate
-from crystaldl.stem.specimens import (
+from crystaldl.stem.simulate.electrons import MAX_Z, coupling, form_factor, wavelength
+from crystaldl.stem.simulate.multislice import convergent_probe, diffraction, make_slab, plane_wave_beams, propagate
+from crystaldl.stem.simulate.specimens import (
     PROTOTYPES,
     held_out,
     orthogonal_cell,

@@ -9,7 +9,7 @@ from drawn_disks import disk_image
 from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal
 
-from crystaldl.stem.filling import (
+from crystaldl.stem.peaks.filling import (
     HYPOTHESES,
     POINTS,
     Filling,
@@ -21,11 +21,11 @@ from crystaldl.stem.filling import (
     project,
     refine,
 )
-from crystaldl.stem.likelihood import cpu_likelihood, torch_likelihood
-from crystaldl.stem.peaks import DiskFitter, FitSettings
+from crystaldl.stem.peaks.likelihood import cpu_likelihood, torch_likelihood
+from crystaldl.stem.peaks.refine import DiskFitter, FitSettings
+from crystaldl.stem.peaks.threads import shared_out
+from crystaldl.stem.peaks.varpro import Shape
 from crystaldl.stem.probe import Probe
-from crystaldl.stem.threads import shared_out
-from crystaldl.stem.varpro import Shape
 
 torch.set_num_threads(1)
 RADIUS, EDGE = 6.0, 0.5

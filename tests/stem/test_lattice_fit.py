@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from synthetic_lattices import G, deformation, lattices
 
 from crystaldl.errors import DataError
-from crystaldl.stem.basis import choose_basis
-from crystaldl.stem.lattice import fit_lattices
-from crystaldl.stem.origin import find_direct_beam, lattice_phase
+from crystaldl.stem.strain.basis import choose_basis
+from crystaldl.stem.strain.lattice import fit_lattices
+from crystaldl.stem.strain.origin import find_direct_beam, lattice_phase
 
 ANGLE = np.pi / 3
 
@@ -250,6 +250,6 @@ def test_uncertain_disks_that_err_together_count_for_less(monkeypatch):
         return np.mean(np.linalg.inv(G) @ fit.vectors - np.eye(2), axis=0).diagonal().mean()
 
     ours = scale()
-    monkeypatch.setattr("crystaldl.stem.lattice._importance", lambda variance: np.ones(len(variance)))
+    monkeypatch.setattr("crystaldl.stem.strain.lattice._importance", lambda variance: np.ones(len(variance)))
     plain = scale()
     assert plain < 0 and abs(ours) < 0.85 * abs(plain)

@@ -13,8 +13,8 @@ from crystaldl.examples import _folder, example_facts, load_example
 from crystaldl.models.registry import card, default, load_weights
 from crystaldl.stem.bragg import table_of
 from crystaldl.stem.network import DiskNet
-from crystaldl.stem.release import band, release, shipped_network
-from crystaldl.stem.strain import fit_strain
+from crystaldl.stem.recipe.release import band, release, shipped_network
+from crystaldl.stem.strain.fit import fit_strain
 
 NAME = "stem/strained_scan"
 
@@ -100,7 +100,7 @@ def test_release_refuses_other_runs(tmp_path):
 
 
 def test_a_band_counts_thicknesses_alike():
-    from crystaldl.stem.evaluate import Scores
+    from crystaldl.stem.recipe.evaluate import Scores
 
     scores = Scores(strain={5.0: 0.3, 10.0: 0.4, 20.0: 1.0})
     assert band(scores, (0, 10)) == pytest.approx(np.sqrt(0.125))

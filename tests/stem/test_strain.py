@@ -11,10 +11,10 @@ from synthetic_lattices import G, Lattices, bragg_vectors, deformation, lattices
 
 from crystaldl.errors import DataError, FileFormatError, PlausibilityWarning
 from crystaldl.stem.bragg import save_bragg, table_of
-from crystaldl.stem.deformation import rotated, strain_from_change, strain_jacobian
 from crystaldl.stem.plot import plot_basis, plot_intensity, show_strain
-from crystaldl.stem.strain import StrainOptions, fit_strain
-from crystaldl.stem.strain_files import read_strain, save_strain
+from crystaldl.stem.strain.deformation import rotated, strain_from_change, strain_jacobian
+from crystaldl.stem.strain.files import read_strain, save_strain
+from crystaldl.stem.strain.fit import StrainOptions, fit_strain
 
 SHAPE = (12, 15)
 

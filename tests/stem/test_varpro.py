@@ -10,9 +10,9 @@ import torch
 from drawn_disks import disk_image
 from scipy import ndimage, optimize
 
-from crystaldl.stem.peaks import DiskFitter, FitSettings, neighbours
+from crystaldl.stem.peaks.refine import DiskFitter, FitSettings, neighbours
+from crystaldl.stem.peaks.varpro import EXPONENTS, Shape, project
 from crystaldl.stem.probe import Probe
-from crystaldl.stem.varpro import EXPONENTS, Shape, project
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,180 @@
+"""`find_lattice`: the repeat of the order in a plane whose lattice is not known.
+
+The order makes the intensity repeat; the form factor makes it fade. The Fourier transform of the intensity over its
+smooth envelope (a two-dimensional ΔPDF in units of 1/pixel) therefore has peaks at the lattice vectors, on top of the
+short interatomic vectors. The lattices on whose points it stands out (`lattice_peaks`) go through a coarse factorisation each.
+Where another than the likeliest does better there, both go through a finer one, and the likeliest is taken unless the other has
+a far larger evidence.
+"""
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from ...errors import DataError
+from ..geometry import PlaneLattice, pixel_lattice, reduce_basis
+from .lattice_peaks import likely_lattices
+from .search import FIRST_SUPPORT, Fit
+from .unknowns import arrays_of, default_reach, largest_support
+
+SEEDS = 6                       # lattices that are tried by a factorisation
+SHORTEST = 3.0                  # repeats an extent: a cell must repeat at least so often along its rows
+CLOSEST = 7.0                   # pixels between nodes, at least
+CENTRED = 0.6                   # of the typical difference of opposite pixels: what the centre must stay below
+FINALISTS = 3                   # cells compared once more, with more order parameters
+GAIN = 0.25                     # log evidence a pixel that a later, less likely cell must win
+DRIFT = 0.01                    # of the cell: what a brief fit may change of it before it is thought to have run astray
+SNAP = 0.6                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
+
+
+def find_centre(volume, reach: float = 6.0) -> np.ndarray | None:
+    """Centre of inversion of a plane in axis coordinates, to half a pixel; None where the plane has none.
+
+    Friedel's law makes a plane through the origin even. All half-pixel centres within ``reach`` of the coordinate origin are
+    compared by the mean difference of opposite pixels; the best must be far better than the rest.
+    """
+    data, mask = np.where(volume.mask, volume.data, 0.0), np.array(volume.mask)
+    middle = [int(round(-2 * float(axis[0] / (axis[1] - axis[0])))) for axis in volume.axes]
+    reach = int(2 * reach)
+    found = []
+    for shift in itertools.product(range(-reach, reach + 1), repeat=2):
+        take = [m + s - np.arange(n) for m, s, n in zip(middle, shift, data.shape, strict=True)]
+        inside = [(t >= 0) & (t < n) for t, n in zip(take, data.shape, strict=True)]
+        here, there = np.ix_(*inside), np.ix_(*(t[i] for t, i in zip(take, inside, strict=True)))
+        both = mask[here] & mask[there]
+        total = data[here][both].sum()
+        if both.sum() > 0.1 * mask.sum() and total > 0:
+            found.append((np.abs(data[here] - data[there])[both].sum() / total, shift))
+    if not found:
+        return None
+    found.sort()
+    if found[0][0] > CENTRED * np.median([value for value, _ in found]):
+        return None
+    steps = np.array([float(axis[1] - axis[0]) for axis in volume.axes])
+    start = np.array([float(axis[0]) for axis in volume.axes])
+    return start + 0.5 * (np.array(middle) + np.array(found[0][1])) * steps
+
+
+def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: torch.device | str = "cpu") -> np.ndarray:
+    """Primitive reciprocal-lattice vectors of a plane, in pixels.
+
+    Parameters
+    ----------
+    volume : DiffuseVolume
+        From `DiffuseVolume.from_pixels`; the beam centre is the origin.
+    options : FactoriseOptions
+    centre : (2,) ndarray, optional
+        From `find_centre`.
+    device : torch.device
+
+    Returns
+    -------
+    (2, 2) ndarray
+        Rows: nodes of the plane relative to the origin, in axis coordinates (pixels).
+
+    Raises
+    ------
+    DataError
+        No repeat stands out.
+    """
+    flat, _ = flattened(volume)
+    transform = _transform(flat, volume.axes)
+    cells = likely_lattices(transform, SHORTEST / min(volume.shape), SEEDS)
+    tried: list[np.ndarray] = []
+    for nodes in (_laid(cell, volume.shape) for cell in cells):
+        if nodes is not None and not any(_same(nodes, known, volume.shape) for known in tried):
+            tried.append(nodes)
+    if not tried:
+        raise DataError("no repeat stands out in the plane, so its lattice cannot be found; expected the lattice to be given.")
+    coarse = volume.rebin(2) if min(volume.shape) >= 160 else volume
+    links = tuple(link for link in options.links if link != "linear") or options.links
+    quick = replace(options, links=links, background=0, polish=True)
+    scale = 1.0 / math.sqrt(abs(np.linalg.det(tried[0])))
+    found = [coarse_fit(coarse, pixel_lattice(nodes, centre), quick, device, scale=scale) for nodes in tried]
+    # the likeliest by its points is believed unless a brief fit likes another better; that may not have converged
+    rivals = sorted((entry for entry in found[1:] if entry[0] > found[0][0]), key=lambda entry: -entry[0])[: FINALISTS - 1]
+    if not rivals:
+        return found[0][1]
+    finalists = [found[0], *rivals]
+    # at full resolution, all forms of S and every order parameter there is room for
+    found = [coarse_fit(volume, pixel_lattice(nodes, centre), quick, device, whole=True, scale=scale) for _, nodes in finalists]
+    best = found[0]
+    for other in found[1:]:
+        if other[0] > best[0] + GAIN * float(volume.mask.sum()):
+            best = other
+    return best[1]
+
+
+def _laid(dual: np.ndarray, shape) -> np.ndarray | None:
+    """Nodes in pixels, laid on pixel axes where they nearly are; None where they are too close or too far apart."""
+    rows = reduce_basis(_combinations(dual), np.eye(2))
+    nodes = np.linalg.inv(rows).T
+    stray = np.abs(nodes - np.diag(np.diag(nodes))) / np.abs(np.diag(nodes))[:, None] * np.array(shape)
+    if np.all(stray < SNAP * 8):
+        nodes = np.diag(np.abs(np.diag(nodes)))
+    nodes = reduce_basis(_combinations(nodes), np.eye(2))
+    length = np.linalg.norm(nodes, axis=1)
+    return nodes if length.min() >= CLOSEST and length.max() * SHORTEST <= max(shape) else None
+
+
+def _same(a: np.ndarray, b: np.ndarray, shape) -> bool:
+    u = a @ np.linalg.inv(b)
+    repeats = max(shape) / np.linalg.norm(b, axis=1).min()
+    return bool(np.all(np.abs(u - np.round(u)) < 0.25 / repeats) and abs(abs(np.linalg.det(np.round(u))) - 1) < 1e-6)
+
+
+def coarse_fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = False,
+               scale: float | None = None) -> tuple[float, np.ndarray]:
+    """Evidence of a brief factorisation with these nodes, and the nodes as refined.
+
+    ``scale`` is the cell in units of which support and reach are chosen, the same for lattices that are compared.
+    """
+    arrays = arrays_of(volume, lattice, torch.device(device))
+    cell = arrays.cell if scale is None else scale
+    reach = default_reach(arrays) if whole else min(default_reach(arrays), 4.5 * cell)
+    reach = max(reach, 1.01 * float(lattice.length(lattice.dual).max()))
+    fit = Fit(arrays, options, reach)
+    support = min(FIRST_SUPPORT * cell, 0.7 * largest_support(arrays))
+    found = [fit.solve(arrays.valid, support, link, iterations=12 if whole else 10, tolerance=5e-3) for link in options.links]
+    best = max(found, key=lambda factors: factors.evidence)
+    start, end = arrays.grid.to_lattice.cpu().numpy(), best.state.grid.to_lattice.cpu().numpy()
+    moved = start @ np.linalg.inv(end)
+    return best.evidence, lattice.nodes @ (moved if np.abs(moved - np.eye(len(moved))).max() < DRIFT else np.eye(len(moved)))
+
+
+def _combinations(nodes: np.ndarray) -> np.ndarray:
+    grid = np.array([n for n in itertools.product(range(-3, 4), repeat=2) if any(n)])
+    return grid @ nodes
+
+
+def flattened(volume) -> tuple[np.ndarray, np.ndarray]:
+    """Intensity over its smooth envelope, minus 1; 0 where not measured."""
+    mask = np.array(volume.mask)
+    data = np.where(mask, volume.data, 0.0)
+    cap = np.percentile(data[mask], 99.5)
+    data = np.minimum(data, cap)
+    width = 0.08 * min(volume.shape)
+    covered = gaussian_filter(mask.astype(float), width, mode="constant")
+    smooth = gaussian_filter(data, width, mode="constant") / np.maximum(covered, 1e-3)
+    floor = 0.05 * np.percentile(smooth[mask], 90)
+    flat = np.where(mask, data / np.maximum(smooth, floor) - 1.0, 0.0)
+    flat[mask] -= flat[mask].mean()
+    return flat, mask
+
+
+def _transform(flat: np.ndarray, axes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Real part of the windowed, fourfold padded transform and the frequencies of its axes, cycles a pixel."""
+    n, m = flat.shape
+    window = np.outer(np.hanning(n + 2)[1:-1], np.hanning(m + 2)[1:-1])
+    sizes = (4 * n, 4 * m)
+    spectrum = np.fft.fft2(flat * window, s=sizes)
+    f0, f1 = np.fft.fftfreq(sizes[0]), np.fft.fftfreq(sizes[1])
+    # coordinates start at axes[i][0], so that an even pattern is real
+    phase = np.exp(-2j * np.pi * (f0[:, None] * axes[0][0] + f1[None] * axes[1][0]))
+    real = np.fft.fftshift((spectrum * phase).real) / window.sum()
+    return real, np.fft.fftshift(f0), np.fft.fftshift(f1)

@@ -1,0 +1,348 @@
+"""The search of a factorisation: which support of the Patterson function, which form of S, how many order vectors.
+
+All of it is decided by the evidence. The search starts on a support that holds no lattice vector, where nothing periodic can
+settle in D, and lets it grow for as long as the evidence asks for it; before a larger one is tried, the gradient along its new
+vectors says whether there is anything to win (score test).
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .finer import lengthened, longer_reach, repeating
+from .gauss_newton import Problem, refine
+from .links import LINKS
+from .peaks import MISFIT, Peaks, first_heights, first_width, make_peaks
+from .states import Basis, Factors, Settings, State
+from .unknowns import (
+    Arrays,
+    build,
+    envelope_of,
+    even_knots,
+    largest_support,
+    order_functions,
+    patterson_functions,
+    ring_knots,
+    shortest_vector,
+    unseen,
+)
+
+if TYPE_CHECKING:
+    from .solver import FactoriseOptions
+
+FIRST_SUPPORT = 1.1             # cells
+SMALLER = 0.85                  # of the shortest lattice vector: a support that holds none of them
+LARGER = 1.3                    # step of the support
+SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
+HOLE_PENALTY = 0.05             # log evidence a pixel
+SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
+MOST_STEPS = 15                 # of one solution, while choices are still open
+FIRST_STEPS = 3                 # on a larger support before it is looked at
+FEW_OUTLIERS, LOST = 5e-4, 0.03     # share of the pixels; and where a form of S that leaves out so many is not pursued
+DARK, DARK_SHARE = 0.05, 0.02   # of the mean of S, and share of the cell that is darker: from where its positive part is tried
+LOWEST = 0.02                   # of S where its logarithm or reciprocal starts a series
+START_SHARE = 0.1               # of the usual prior variance of the series at least, where a series starts from another
+
+
+@dataclass(frozen=True, eq=False)
+class Bragg:
+    """Bragg peaks to be fitted: where they are, how wide to begin with, and which pixels they leave alone (bool)."""
+
+    peaks: Peaks
+    width: float
+    clear: Tensor
+
+
+def bragg_of(arrays: Arrays, clear: Tensor, radius: float) -> Bragg | None:
+    """Peaks at the nodes of a plane of about ``radius`` pixels; ``clear`` is what is further away."""
+    width = first_width(arrays, radius)
+    peaks = make_peaks(arrays, width)
+    return None if peaks is None else Bragg(peaks, width, clear)
+
+
+class Fit:
+    """Refinements of one set of arrays with different supports and links."""
+
+    def __init__(self, arrays: Arrays, options: FactoriseOptions, reach: float, *, falling: bool = True,
+                 bragg: Bragg | None = None) -> None:
+        self.arrays, self.options, self.reach, self.bragg = arrays, options, reach, bragg
+        self.modes = _lattice_modes(arrays)
+        self.knots, self.falling = even_knots(options.background), falling
+        self._problems: dict[tuple, tuple[Problem, State, Tensor]] = {}
+        self._refused: Factors | None = None    # with which a larger support has been tried in vain
+
+    def other(self, *, reach: float | None = None, falling: bool | None = None) -> Fit:
+        """The same data with another reach of the order or form of the envelope."""
+        return Fit(self.arrays, self.options, reach or self.reach, falling=self.falling if falling is None else falling,
+                   bragg=self.bragg)
+
+    def supports(self) -> list[float]:
+        """Radii to try, ascending: one that holds no lattice vector, a little more than a cell (molecules fit in), larger ones."""
+        most = largest_support(self.arrays)
+        if self.options.support is not None:
+            return [min(self.options.support, most)]
+        first = FIRST_SUPPORT * self.arrays.cell
+        small = SMALLER * shortest_vector(self.arrays)
+        count = 1 + max(int(math.log(max(most / first, 1.0)) / math.log(LARGER) + 1e-9), 0)
+        larger = [min(first * LARGER**k, most) for k in range(count)]
+        return [min(small, most), *(v for v in larger if v > 1.05 * small)]
+
+    # ------------------------------------------------------------------ one refinement
+
+    def problem(self, valid: Tensor, support: float, link: str, *, polish: bool, iterations: int = 40,
+                tolerance: float = 3e-4) -> tuple[Problem, State]:
+        """The problem of a support and link on the pixels ``valid``, and the state to start from: S = 1 and large noise."""
+        settings = Settings(iterations=iterations, robust=self.options.robust, polish=polish, tolerance=tolerance, link=link,
+                            positive=True)
+        key = (id(valid), support, self.knots.tobytes())
+        if key not in self._problems:
+            clear = valid if self.bragg is None else valid & self.bragg.clear
+            envelope = envelope_of(self.arrays, clear, falling=self.falling)
+            basis, start = build(replace(self.arrays, valid=clear), support, self.reach, self.options, envelope, self.knots)
+            like = next((p for p, _, _ in self._problems.values()), None)
+            problem = Problem(self.arrays.intensity, valid, basis, settings, self.arrays.sigma, self.modes, like=like)
+            if self.bragg is not None:
+                start = self._with_peaks(problem, start, valid)
+            problem.guard(unseen(self.arrays, valid, problem.cell.shape) if len(basis.order) else None)
+            # the last three: supports that are compared; `valid` is kept, so that no other tensor gets its id
+            self._problems = dict([*self._problems.items()][-2:]) | {key: (problem, start, valid)}
+        problem, start, _ = self._problems[key]
+        return problem.under(settings), start
+
+    def _with_peaks(self, problem: Problem, start: State, valid: Tensor) -> State:
+        own = self.bragg
+        problem.peaks = own.peaks
+        values = self.arrays.intensity[own.clear & valid].abs().sort().values
+        problem.scale = float(values[: max(len(values) - len(values) // 200, 1)].mean())
+        height = first_heights(own.peaks, self.arrays.intensity, valid, start.grid, own.width)
+        return replace(start, height=height, height_variance=height.square() + problem.scale**2, width=own.width, misfit=MISFIT)
+
+    def solve(self, valid: Tensor, support: float, link: str, start: State | None = None, **limits) -> Factors:
+        """Refine from scratch, S = 1 and large noise, or from a state of the same basis."""
+        problem, scratch = self.problem(valid, support, link, polish=self.options.polish and start is None, **limits)
+        return refine(problem, scratch if start is None else start, covariance=False)
+
+    # ------------------------------------------------------------------ the search
+
+    def finish(self, clear: Tensor, held: Tensor,
+               report: Callable[[str], None] = lambda text: None) -> tuple[tuple, Problem, Factors]:
+        """Choose on the pixels that are not held out, refine on all of them."""
+        seen = clear & ~held
+        fit, (support, link, best, evidence) = self.finer(seen, self.search(seen))
+        support, best = fit.grown(seen, support, link, best, math.inf)
+        chosen = support, link, best, evidence
+        report("refinement")
+        before = fit.problem(seen, support, link, polish=False)[0]
+        larger = support
+        if before.hidden is None:       # wider than the evidence asks for: what is too weak to be seen must still be uncertain
+            larger = next((v for v in fit.supports() if v > 1.001 * support), support)
+        steps = 6 if larger > support else 12
+        problem, start = fit.problem(clear, larger, link, polish=self.options.polish, iterations=steps)
+        start = carried(start, best.state, problem.basis, before.basis) if larger > support else best.state
+        return chosen, problem, refine(problem, start)
+
+    def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
+        """:meth:`choose`, once more with narrow background functions where the residual shows rings, if the evidence says so."""
+        first, plain = self.choose(valid), self.knots
+        factors = first[2]
+        if len(plain) < 2:
+            return first
+        problem = self.problem(valid, first[0], first[1], polish=False)[0]
+        weight = valid / problem.variance(factors.state, factors.fields)
+        self.knots = ring_knots(self.arrays, self.arrays.intensity - factors.fields.model, weight, plain, problem.scale)
+        if self.knots is plain:
+            return first
+        start = replace(factors.state, b=torch.as_tensor(np.interp(self.knots, plain, factors.state.b.cpu().numpy()),
+                                                         device=factors.state.b.device))
+        again = self.grown(valid, first[0], first[1], self.solve(valid, first[0], first[1], start, tolerance=SEARCH_TOLERANCE))
+        if again[1].evidence > factors.evidence + SUPPORT_GAIN:
+            return again[0], first[1], again[1], first[3]
+        self.knots = plain
+        return first
+
+    def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
+        """Form of S and support of the largest evidence.
+
+        The first form starts from scratch on the smallest support, the others from its outcome once the support has grown.
+        """
+        support, first = self.supports()[0], self.options.links[0]
+        holes = self.problem(valid, support, first, polish=False)[0].hidden is not None
+        tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
+        best = self.solve(valid, support, first, tolerance=tolerance, iterations=MOST_STEPS)
+        small, lost = support, len(self.options.links) > 1 and outlying(best, valid) > LOST
+        if not lost:
+            support, best = self.grown(valid, support, first, best)
+        found = {first: best}
+        others = [link for link in self.options.links[1:] if link != "positive"]
+        for link in others:                     # D is nearly the same for all links
+            start = None if lost else self._translated(valid, support, first, link, best.state)
+            if start is not None and outlying(best, valid) > FEW_OUTLIERS:
+                # from the order of another S may run into what that left out
+                start = replace(start, alpha=torch.zeros_like(start.alpha), alpha_variance=self._fresh(valid, support, link))
+            found[link] = self.solve(valid, support, link, start, tolerance=tolerance, iterations=MOST_STEPS)
+        if "positive" in self.options.links[1:] and self.dark(valid, support, found):
+            other = self.solve(valid, small, "positive", tolerance=tolerance, iterations=2 * MOST_STEPS)
+            grown, found["positive"] = self.grown(valid, small, "positive", other)
+        evidence = {link: factors.evidence for link, factors in found.items()}
+        # into holes, 1/S carries what is known of ordering; S itself knows nothing, and must be much better outside
+        ahead = {link: value - (HOLE_PENALTY * float(valid.sum()) if holes and link in ("linear", "positive") else 0.0)
+                 for link, value in evidence.items()}
+        link = max(ahead, key=ahead.get)
+        best = found[link]
+        support = grown if link == "positive" else support
+        if link not in (first, "positive"):
+            support, best = self.grown(valid, support, link, best)
+        return support, link, best, evidence
+
+    def dark(self, valid: Tensor, support: float, found: dict[str, Factors]) -> bool:
+        """Whether S seems to be zero or less in a part of the cell, which no short series is."""
+        if "linear" not in found:
+            return True
+        problem = self.problem(valid, support, "linear", polish=False)[0]
+        series = 1.0 + 2.0 * problem.cell.waves @ found["linear"].state.alpha
+        return float((series < DARK).double().mean()) > DARK_SHARE
+
+    def finer(self, valid: Tensor, chosen: tuple[float, str, Factors, dict[str, float]]) -> tuple[Fit, tuple]:
+        """The search's outcome with order vectors that reach further, where the residual repeats from zone to zone."""
+        support, link, found, evidence = chosen
+        reach = None if self.options.reach else longer_reach(self.arrays, self.reach)
+        wanted = "positive" if link == "positive" else "linear"
+        if reach is None or wanted not in self.options.links:
+            return self, chosen
+        problem = self.problem(valid, support, link, polish=False)[0]
+        if problem.hidden is not None:      # a long series would say anything there
+            return self, chosen
+        power = repeating(problem, found, *order_functions(self.arrays, reach)[0][:2])
+        if not power:
+            return self, chosen
+        other = self.other(reach=reach)
+        other.knots = self.knots
+        state = found.state if link == wanted else self._translated(valid, support, link, wanted, found.state)
+        # what repeats may have driven D to a wide support, which S does not need any more
+        small = self.supports()[0]
+        wide, start = other.problem(valid, small, wanted, polish=False)
+        state = carried(replace(start, alpha_variance=state.alpha_variance), state, wide.basis, problem.basis)
+        start = lengthened(problem.basis, state, wide.basis, start, power)
+        best = other.solve(valid, small, wanted, start, tolerance=0.2 * SEARCH_TOLERANCE, iterations=MOST_STEPS)
+        small, best = other.grown(valid, small, wanted, best)
+        if best.evidence < found.evidence + SUPPORT_GAIN:
+            return self, chosen
+        return other, (small, wanted, best, evidence)
+
+    def grown(self, valid: Tensor, support: float, link: str, best: Factors, most: float | None = None) -> tuple[float, Factors]:
+        """The support made larger for as long as the evidence asks for it.
+
+        By default not beyond what most molecules need: order that a short series lacks would go on driving it.
+        """
+        most = FIRST_SUPPORT * LARGER * self.arrays.cell if most is None else most
+        for larger in self.supports():
+            if larger <= support * 1.001:
+                continue
+            if larger > 1.001 * most or self._refused is best:
+                break
+            if self.gain(valid, support, larger, link, best) < SUPPORT_GAIN:
+                break
+            trial = self._wider(valid, support, larger, link, best)
+            if trial.evidence < best.evidence + SUPPORT_GAIN:
+                self._refused = best
+                break
+            support, best = larger, trial
+        return support, best
+
+    def gain(self, valid: Tensor, support: float, larger: float, link: str, best: Factors) -> float:
+        """Log evidence that the vectors between two supports can win at most, from the gradient along them.
+
+        Where the model is complete a gradient is a random number of known variance; a shell of n of them whose mean square is
+        m times that gains ``n (m − 1 − ln m) / 2`` at the best prior variance.
+        """
+        problem = self.problem(valid, support, link, polish=False)[0]
+        own = {tuple(v) for v in problem.basis.patterson.tolist()}
+        index, sine, shell = patterson_functions(self.arrays, larger, self.options)
+        more = torch.tensor([tuple(v) not in own for v in index.tolist()], device=index.device)
+        if not bool(more.any()):
+            return -math.inf
+        index, sine, shell = index[more], sine[more], shell[more]
+        fields, grid = best.fields, best.state.grid
+        weight = best.weight * problem.basis.envelope * fields.order
+        reach = tuple(int(v) for v in index.abs().amax(0))
+        gradient = grid.project(weight * (problem.intensity - fields.model), (index, sine), reach)
+        expected = 0.5 * float((weight * problem.basis.envelope * fields.order).sum())
+        number = torch.bincount(shell).double()
+        excess = torch.zeros_like(number).index_add(0, shell, gradient.square() / expected) / number.clamp(min=1)
+        excess = excess.clamp(min=1.0)
+        return 0.5 * float((number * (excess - 1.0 - excess.log())).sum())
+
+    def _wider(self, valid: Tensor, support: float, larger: float, link: str, best: Factors) -> Factors:
+        """A larger support from the solution of this one; given up where its first steps gain nothing."""
+        # too small a support may have put the lattice wrong
+        problem, start = self.problem(valid, larger, link, polish=self.options.polish, iterations=FIRST_STEPS,
+                                      tolerance=SEARCH_TOLERANCE)
+        before = self.problem(valid, support, link, polish=False)[0].basis
+        trial = refine(problem, carried(start, best.state, problem.basis, before), covariance=False)
+        if best.evidence < trial.evidence and trial.iterations == FIRST_STEPS:
+            problem.settings = replace(problem.settings, iterations=MOST_STEPS - FIRST_STEPS)
+            trial = refine(problem, trial.state, covariance=False)
+        return trial
+
+    def _fresh(self, valid: Tensor, support: float, link: str) -> Tensor:
+        """Prior variances of the series to start with."""
+        return self.problem(valid, support, link, polish=False)[1].alpha_variance
+
+    def _translated(self, valid: Tensor, support: float, first: str, link: str, state: State) -> State:
+        """The state of one link as the start of another: its S, or the logarithm or reciprocal of it, as a series."""
+        problem, scratch = self.problem(valid, support, link, polish=False)
+        waves = problem.cell.waves
+        series = 1.0 + 2.0 * waves @ state.alpha
+        order = LINKS[first](series)[0]
+        order = order / order.mean()
+        target = {"linear": order, "positive": order, "log": 1.0 + order.clamp(min=LOWEST).log(),
+                  "reciprocal": 1.0 / order.clamp(min=LOWEST)}[link]
+        target = target / target.mean() if link == "reciprocal" else target - target.mean() + 1.0
+        alpha = (waves * target[:, None]).mean(0) / (2.0 * waves.square().mean(0))
+        for _ in range(12):                 # the truncated series must stay where the link is defined
+            if math.isfinite(problem.cell_mean(alpha)):
+                break
+            alpha = 0.5 * alpha
+        shell = problem.basis.order_shell
+        power = torch.zeros_like(scratch.alpha_variance).index_add(0, shell, alpha.square())
+        power = power / torch.bincount(shell, minlength=len(power)).clamp(min=1)
+        return replace(state, alpha=alpha, alpha_variance=torch.maximum(power, START_SHARE * scratch.alpha_variance))
+
+
+def outlying(factors: Factors, valid: Tensor) -> float:
+    """Share of the pixels that the robust weights leave out."""
+    return float((factors.weight[valid] == 0).double().mean())
+
+
+def carried(start: State, old: State, basis: Basis, before: Basis) -> State:
+    """One support begun from the solution of another."""
+    where = {tuple(v): i for i, v in enumerate(torch.cat([before.patterson, before.patterson_sine[:, None]], 1).tolist())}
+    rows = torch.cat([basis.patterson, basis.patterson_sine[:, None]], 1).tolist()
+    place = torch.tensor([where.get(tuple(v), -1) for v in rows], device=old.p.device)
+    p = torch.where(place >= 0, old.p[place.clamp(min=0)], torch.zeros_like(start.p))
+    variance = start.p_variance.clone()
+    n = min(len(variance), len(old.p_variance))
+    variance[:n] = old.p_variance[:n]
+    variance[n:] = old.p_variance.median()
+    # a small support explains little and may have talked the order down
+    return replace(old, p=p, p_variance=variance, alpha_variance=torch.maximum(old.alpha_variance, start.alpha_variance))
+
+
+def _lattice_modes(arrays: Arrays) -> tuple[Tensor, ...]:
+    """Small changes of the cell that keep lattice rows on the pixel axes; all changes where they are not on them."""
+    ndim, device = arrays.grid.ndim, arrays.intensity.device
+    pairs = [(i, i) for i in range(ndim)]
+    if not arrays.grid.aligned:
+        pairs = [(i, j) for i in range(ndim) for j in range(ndim)]
+    modes = []
+    for i, j in pairs:
+        mode = torch.zeros(ndim, ndim, dtype=torch.float64, device=device)
+        mode[i, j] = 1.0
+        modes.append(mode)
+    return tuple(modes)

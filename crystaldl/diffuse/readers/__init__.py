@@ -1,0 +1,1 @@
+"""Readers of diffuse-scattering volumes: one module a family of formats."""

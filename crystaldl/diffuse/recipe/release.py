@@ -1,0 +1,149 @@
+"""From a training run to a shipped DSFU-Net: weights and card.
+
+``python -m crystaldl.diffuse.recipe.release --run DIR`` takes the averaged weights of ``crystaldl train diffuse --out DIR``,
+measures them on simulated planes of molecules kept out of training, and writes both into the package. ``--measure NAME``
+measures a model that is there already and writes one line a figure: the command in the card.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...errors import ModelIntegrityError
+from ...models.registry import PACKAGE_FOLDER, ModelCard, write_model
+from ..corruption import CLEAN, Corruption
+from ..dsfunet import BRIGHT, SPIKE, load_dsfunet
+from ..network import PUBLISHED_WIDTH, SIDE, DSFUNet
+from .stream import TRAINING, DiffuseStream
+from .training import HELD_OUT_BANKS, MODELS, accuracy, held_out_planes
+
+CASES = {
+    "clean": CLEAN,
+    "Poisson 1000, masks": Corruption(counts=1000.0, masks="procedural", missing=(0.07, 0.55)),
+    "all corruptions of training": TRAINING,
+}
+METRICS = {
+    "sro_correlation_median": "correlation of SRO folded into a zone, median",
+    "sro_correlation_mean": "correlation of SRO folded into a zone, mean",
+    "sro_relative_rms": "relative rms error of folded SRO, median",
+    "form_factor_measured": "relative rms error of the form factor, measured pixels, median",
+    "form_factor_all": "relative rms error of the form factor, all pixels, median",
+}
+PLANES = 64             # of every case
+SEED = 101              # of the evaluation stream
+
+
+def measure(net: nn.Module, planes: int = PLANES, side: int = SIDE, banks: Mapping[str, int] = HELD_OUT_BANKS,
+            device="cpu") -> dict[str, dict[str, float]]:
+    """Figures of `recipe.accuracy` for each of `CASES` on ``planes`` planes of held-out molecules."""
+    out = {}
+    for name, corruption in CASES.items():
+        stream = DiffuseStream(SEED, side, corruption, evaluation=True, **banks)
+        out[name] = accuracy(net, held_out_planes(stream, planes), device)
+    return out
+
+
+def _card_figures(found: Mapping[str, Mapping[str, float]], name: str, planes: int) -> list[dict]:
+    command = f"python -m crystaldl.diffuse.recipe.release --measure {name}"
+    return [
+        {"data": f"{planes} simulated planes, molecules kept out of training: {case}", "metric": text,
+         "value": round(values[key], 4), "command": command}
+        for case, values in found.items() for key, text in METRICS.items()
+    ]  # fmt: skip
+
+
+def _pair(run: Path, width: int) -> DSFUNet:
+    """The averaged generators of a run; the discriminators stay behind."""
+    from ...training.checkpoint import load_checkpoint_weights
+
+    weights = load_checkpoint_weights(run)
+    net = DSFUNet(width)
+    try:
+        net.load_state_dict({k.removeprefix("pair."): v for k, v in weights.items() if k.startswith("pair.")})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelIntegrityError(f"the weights in {run} do not fit DSFUNet(width={width}): {reason}") from error
+    return net.eval().requires_grad_(False)
+
+
+def _training_facts(run: Path, state: Mapping, model: str) -> dict:
+    """Counts and times of the run, and what the caller noted in ``facts.json`` there (hardware, commit)."""
+    facts = json.loads((run / "facts.json").read_text(encoding="utf-8")) if (run / "facts.json").is_file() else {}
+    return facts | {
+        "steps": state["step"], "planes": state["samples"], "seconds": round(state["elapsed"]), "seed": state["seed"],
+        "recipe": f"crystaldl train diffuse --model {model}", "versions": state["versions"],
+    }  # fmt: skip
+
+
+def release(run: Path, folder: Path = PACKAGE_FOLDER, version: int = 1, overwrite: bool = False, **size) -> ModelCard:
+    """Write the model of a run.
+
+    Parameters
+    ----------
+    run : Path
+        Output directory of ``crystaldl train diffuse`` of a compact width (the published one exceeds what may ship).
+    folder : Path
+        Where ``cards/`` and ``weights/`` are; the package's own by default.
+    version : int
+        Of the name ``diffuse-<model>-v<version>``.
+    overwrite : bool
+        Allow other weights under a name that ships already.
+    **size
+        Of the measurement, as in `measure`.
+    """
+    from ...training.checkpoint import read_state
+
+    run, state = Path(run), read_state(run)
+    model = state["task"].removeprefix("diffuse-")
+    if model not in MODELS:
+        known = ", ".join(f"'diffuse-{name}'" for name in MODELS)
+        raise ModelIntegrityError(f"the checkpoint in {run} is of the task {state['task']!r}, expected one of {known}.")
+    width = MODELS[model][0]
+    net, name = _pair(run, width), f"diffuse-{model}-v{version}"
+    for value in net.parameters():      # what ships is what is measured
+        value.copy_(value.half().float() if value.ndim > 1 else value)
+    found = measure(net, **size)
+    form = "as published" if width == PUBLISHED_WIDTH else f"at a quarter of the published width ({width})"
+    return write_model(net.state_dict(), {
+        "name": name, "task": "diffuse", "title": f"DSFU-Net {form}, re-trained", "architecture": "DSFUNet",
+        "arguments": {"width": width}, "parameters": sum(p.numel() for p in net.parameters()), "default": False,
+        "input": f"plane of {SIDE} × {SIDE} pixels, 2 √(I/I_max) - 1, -1 where not measured; I_max the brightest pixel or, if "
+                 f"less, {SPIKE:g} times the {100 * (1 - BRIGHT):g} % quantile",
+        "training": _training_facts(run, state, model), "figures": _card_figures(found, name, size.get("planes", PLANES)),
+        "reference": "Fuller & Rudden, IUCrJ 11, 34-44 (2024)",
+        "notes": "Deterministic (no dropout at inference) and on the absolute scale: S has mean 1 over a zone, the product fits "
+                 "the measured intensity. Trained on a small fraction of the planes of the publication, on planes with noise, "
+                 "gaps, background and Bragg residues; its figures do not stand for the published weights.",
+    }, folder, overwrite=overwrite)  # fmt: skip
+
+
+def main(arguments=None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="output directory of crystaldl train diffuse")
+    what.add_argument("--measure", metavar="NAME", help="measure a model of the package again")
+    parser.add_argument("--folder", type=Path, default=PACKAGE_FOLDER, help="where cards/ and weights/ are")
+    parser.add_argument("--version", type=int, default=1)
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--planes", type=int, default=PLANES)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.run is not None:
+        figures = release(args.run, args.folder, args.version, args.overwrite, planes=args.planes).figures
+    else:
+        net, _ = load_dsfunet(args.measure, "cpu", args.folder)
+        figures = _card_figures(measure(net, args.planes), args.measure, args.planes)
+    sys.stdout.write("".join(f"{f['value']:8.4f}  {f['metric']} ({f['data']})\n" for f in figures))
+
+
+if __name__ == "__main__":
+    main()

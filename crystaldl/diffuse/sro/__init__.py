@@ -1,0 +1,1 @@
+"""Refinement of short-range order: Warren-Cowley parameters, pair energies, several sites."""

@@ -1,0 +1,1 @@
+"""Positions of disks: least squares of their pixels, batched."""

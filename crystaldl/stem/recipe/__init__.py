@@ -1,0 +1,1 @@
+"""How the stem models are made, measured and released; nothing a user runs imports this."""

@@ -1,0 +1,1 @@
+"""Simulated diffraction patterns with known truth: specimens, Bloch waves, multislice, detector faults."""

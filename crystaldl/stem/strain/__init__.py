@@ -1,0 +1,1 @@
+"""From disks to strain: origin, basis vectors, robust lattice fit, deformation."""
