@@ -80,8 +80,8 @@ class Rings:
         values, sure = (np.ascontiguousarray(a.cpu().numpy()) for a in (level.double(), known))
         _bridged(values, sure)
         values = _smoothed(torch.from_numpy(values)).numpy()
-        hull = np.empty_like(values)
-        _convex(values, hull)
+        hull = values.copy()
+        _convex(values, sure, hull)
         return torch.from_numpy(np.maximum(values - hull, 0)).to(level)
 
     def beside(self, pattern: Tensor, positions: Tensor, reach: float) -> Tensor | None:
@@ -195,11 +195,16 @@ def _bridged(level, known):  # pragma: no cover - compiled
 
 
 @njit(cache=True, nogil=True)
-def _convex(level, out):  # pragma: no cover - compiled
-    """The largest convex functions (B, R) that nowhere exceed ``level``."""
-    count = level.shape[1]
-    hull = np.empty(count, dtype=np.int64)
+def _convex(level, known, out):  # pragma: no cover - compiled
+    """The largest convex functions (B, R) that nowhere exceed ``level``, up to the last radius that is known.
+
+    How much farther the arrays go depends on the other patterns of a batch.
+    """
+    hull = np.empty(level.shape[1], dtype=np.int64)
     for b in range(level.shape[0]):
+        count = level.shape[1]
+        while count > 0 and not known[b, count - 1]:
+            count -= 1
         y, n = level[b], 0
         for i in range(count):
             while n > 1 and (y[hull[n - 1]] - y[hull[n - 2]]) * (i - hull[n - 2]) >= (y[i] - y[hull[n - 2]]) * (

@@ -16,7 +16,7 @@ LOSS = 1.05  # variance of the robust estimate over that of least squares, for n
 PRIOR_DISKS = 10.0  # how many degrees of freedom the stated σ are worth against a single pattern's own scatter
 REACH = np.array([1, 2, 4, 8, 100000])  # largest |h|, |k| of each pass of indexing
 ENOUGH = 0.8  # share of the disks on the lattice that ends the search
-SETTLED = 1e-8  # px: a smaller change is the last one
+SETTLED = 1e-6  # px: a smaller change is the last one
 _ITERATIONS = 30
 
 
