@@ -22,7 +22,7 @@ __all__ = ["index_pattern"]
 #: fewer lines cannot tell anything, not even of a cubic cell
 MIN_LINES = 4
 #: share of the time limit after which the search by lines begins nothing new: the profile is to have its say
-FIRST = 0.6
+FIRST = 0.35
 #: cells returned at most
 MAX_CELLS = 20
 

@@ -390,7 +390,8 @@ def find_lattices(lines: LineTable, options: IndexOptions, report=lambda what: N
         found = _rank(pool, lines, options)
         if convincing(found, lines, options, 40.0, 6.0):
             return _finish(pool, found, lines, options, report)
-        pool += sift(high_symmetry(strong, zero, high), lines, options)
+        if zero == 0.0:
+            pool += sift(high_symmetry(strong, zero, high), lines, options)
         found = _rank(pool, lines, options)
         if convincing(found, lines, options, 40.0, 6.0):
             return _finish(pool, found, lines, options, report)
@@ -401,7 +402,8 @@ def find_lattices(lines: LineTable, options: IndexOptions, report=lambda what: N
         zero = waiting.pop(0)
         tried.append(zero)
         report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
-        pool += sift(any_lattice(lines, zero, options) + any_lattice(strong, zero, options), lines, options)
+        cells = any_lattice(lines, zero, options)
+        pool += sift(cells + any_lattice(strong, zero, options) if zero == 0.0 else cells, lines, options)
         if "monoclinic" in options.systems:
             for more, base, count in ((0, 9, 24), (8, 12, 60)):
                 trials = high_symmetry(lines.head(options.lines + more), zero, ("monoclinic",), base, count)
