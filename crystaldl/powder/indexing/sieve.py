@@ -40,8 +40,8 @@ USUAL = 1e-3
 REACH, APART, POINTS = 3.0, 2.2, 7.0
 #: reflections of a cell, at most
 MOST = 2000
-#: log-likelihood that a line which no cell predicts has to earn: it could be anywhere
-FOREIGN = 7.0
+#: log-likelihood that a line which no cell predicts has to earn: it could be anywhere, and single phases have few of them
+FOREIGN = 20.0
 
 
 @dataclass(frozen=True)
