@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .correlate import fill_unmeasured
 
-AZIMUTHS = 72
+AZIMUTHS = 60
 STEP = 1 / 6  # of the disks' radius, between two radii
 TOGETHER = 0.35  # share of a ring's pixels that agree on its level
 ALIKE = 1.6  # how much wider than the shortest an interval of values may be that lies lower
