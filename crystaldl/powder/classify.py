@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from ..errors import DataError, UnknownModelError
 from ..models.registry import ModelCard, available, card, default
 from ..physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, FAMILIES, SYSTEM_OF_GROUP, bravais_of_group
-from .families import by_group, mix, named
+from .families import Known, by_group, mix, named
 from .pattern import PowderPattern
 from .result import UNEXPLAINED, Classification
 
@@ -37,8 +36,6 @@ SEARCHED = 16
 CLASSIFIERS = ("PowderNet", "NPCNN")
 #: share of the answer left to a recognised crystal from which the search need not find its lattice
 RECOGNISED = 0.9
-#: probability from which the cell of a known crystal is tried, and how many are
-LIKELY, LOOKED_UP = 0.2, 3
 
 METHODS = {
     "auto": Method(search=True),
@@ -314,37 +311,7 @@ def _run(patterns, entry: ModelCard, network, device, method, recognise) -> list
     return [result for part in parts for result in _results(*part, entry, method, recognise)]
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What FamilyNet says of a batch: probabilities of families (B, families + 1), the network, its trust weights, and the
-    probability of a crystal system from which an answer is confident (None: the arbiter's)."""
-
-    p: np.ndarray
-    network: Any
-    weights: list
-    threshold: float | None
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Space groups of the families, 1…230."""
-        return self.network.groups.cpu().numpy().astype(int) + 1
-
-    def cells(self) -> list:
-        """Cells of the families that each pattern looks like, as `gather_evidence` takes them."""
-        from .indexing.autoindex import Pool
-        from .indexing.bravais import metric_of
-
-        cells, groups = self.network.cells.cpu().numpy().reshape(-1, 6), self.groups
-        out = []
-        for row in self.p:
-            likely = [k for k in np.argsort(-row[:-1])[:LOOKED_UP] if row[k] > LIKELY and np.isfinite(cells[k]).all()]
-            g = np.array([metric_of(cells[k].astype(float)) for k in likely]).reshape(-1, 6)
-            names = np.array([BRAVAIS_LATTICES[bravais_of_group()[groups[k] - 1]] for k in likely], "U2")
-            out.append(Pool(g, np.zeros(len(g)), names, np.zeros(len(g))))
-        return out
-
-
-def _look(inputs, entry: ModelCard, method: str) -> _Known | None:
+def _look(inputs, entry: ModelCard, method: str) -> Known | None:
     """The crystals known from training that a batch looks like; None where the method does not look."""
     import torch
 
@@ -355,10 +322,10 @@ def _look(inputs, entry: ModelCard, method: str) -> _Known | None:
     with torch.inference_mode():
         network = _network(name, str(inputs["spectrum"].device))
         p = network(inputs["spectrum"]).double().cpu().numpy()
-    return _Known(p, network, point[method], point.get("confident", {}).get(method))
+    return Known(p, network, point[method], point.get("confident", {}).get(method))
 
 
-def _recognise(known: _Known | None, p: np.ndarray):
+def _recognise(known: Known | None, p: np.ndarray):
     """Probabilities with the crystals known from training, their share (NaN where nobody looked), which they are."""
     if known is None:
         return p, np.full(len(p), np.nan), [()] * len(p)
@@ -404,7 +371,7 @@ def _results(patterns, out, batch: _Batch, entry: ModelCard, method: str, recogn
     if METHODS[method].blind:
         point = point.get("blind", point)
     p = calibrate(logits, point)
-    p, recognised, known = _recognise(looked, p)
+    p, recognised, known = _recognise(looked.checked(evidence) if looked and evidence else looked, p)
     decisions = _decisions(evidence, p) if evidence else [((), np.zeros((0, 2)))] * len(p)
     impurity = 1 / (1 + np.exp(-out["impurity"])) if "impurity" in out else np.full(len(p), np.nan)
     volume = np.exp(out["ln_volume"]) if "ln_volume" in out else np.full(len(p), np.nan)

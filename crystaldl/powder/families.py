@@ -8,17 +8,20 @@ and without look-alikes among the known crystals.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ..physics.symmetry import bravais_of_group, extinction_of_group
+from ..physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_of_group
 
 _LEAST = 1e-3
 #: how much a lattice's probability counts among the known crystals; labels of measured patterns are not all right
 POWER = 0.5
 #: probability from which a known crystal is named
 NAMED = 0.05
+#: probability from which the cell of a known crystal is tried, how many are, and from which it is held against the lines
+LIKELY, LOOKED_UP, CHECKED = 0.2, 3, 0.02
 
 
 @dataclass(frozen=True)
@@ -131,3 +134,48 @@ def cross_validated_mix(known, p, group, look_alike, folds: int = 5) -> np.ndarr
         test = number == k
         out[test] = mix(known[test], p[test], fit_trust(known[~test], p[~test], group[~test]))[0]
     return out
+
+
+@dataclass(frozen=True)
+class Known:
+    """What FamilyNet says of a batch of patterns.
+
+    ``p``: probabilities of families (B, families + 1); ``network``; ``weights`` of `mix`; ``threshold``: the probability of a
+    crystal system from which an answer is confident (None: the arbiter's).
+    """
+
+    p: np.ndarray
+    network: Any
+    weights: list
+    threshold: float | None
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Space groups of the families, 1…230."""
+        return self.network.groups.cpu().numpy().astype(int) + 1
+
+    def cells(self) -> list:
+        """Cells of the families that each pattern looks like, as `gather_evidence` takes them."""
+        return [self._cells(row, LIKELY, LOOKED_UP)[1] for row in self.p]
+
+    def checked(self, evidence) -> Known:
+        """The same, less of those crystals whose cell does not explain the lines of the pattern."""
+        from .indexing.known_cells import belief
+
+        p = self.p.copy()
+        for row, own in zip(p, evidence, strict=True):
+            likely, cells = self._cells(row, CHECKED, len(row))
+            row[likely] *= belief(cells, own)
+            row[-1] = 1 - row[:-1].sum()
+        return replace(self, p=p)
+
+    def _cells(self, row, least: float, count: int) -> tuple:
+        """Families of a pattern that are likelier than ``least``, at most ``count``, and their cells, a Pool."""
+        from .indexing.autoindex import Pool
+        from .indexing.bravais import metric_of
+
+        cells, groups = self.network.cells.cpu().numpy().reshape(-1, 6), self.groups
+        likely = [k for k in np.argsort(-row[:-1])[:count] if row[k] > least and np.isfinite(cells[k]).all()]
+        g = np.array([metric_of(cells[k].astype(float)) for k in likely]).reshape(-1, 6)
+        names = np.array([BRAVAIS_LATTICES[bravais_of_group()[groups[k] - 1]] for k in likely], "U2")
+        return likely, Pool(g, np.zeros(len(g)), names, np.zeros(len(g)))

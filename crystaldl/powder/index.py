@@ -63,7 +63,7 @@ def _settled(found: list[Lattice], lines: LineTable, options: IndexOptions) -> b
 
 
 def check_options(
-    *, systems=None, max_volume=3000.0, lines=20, impurities=2, zero_limit=0.15, volume_hint=None, time_limit=30.0
+    *, systems=None, max_volume=None, lines=20, impurities=2, zero_limit=0.15, volume_hint=None, time_limit=30.0
 ) -> IndexOptions:
     """The arguments of `index` as `IndexOptions`; DataError for what cannot be meant."""
     if isinstance(systems, str):
@@ -76,7 +76,8 @@ def check_options(
             raise DataError(f"systems holds {name!r}; expected some of {', '.join(SYSTEMS)}.")
     if not chosen:
         raise DataError("systems is empty; expected at least one crystal system, or None for all.")
-    max_volume = _number(max_volume, "max_volume", 10.0, 20000.0, "Å³")
+    if max_volume is not None:
+        max_volume = _number(max_volume, "max_volume", 10.0, 30000.0, "Å³")
     lines = int(_number(lines, "lines", 5, 60, "lines", whole=True))
     impurities = _number(impurities, "impurities", 0, lines // 2, "lines", whole=True)
     zero_limit = _number(zero_limit, "zero_limit", 0.0, 1.0, "degrees")

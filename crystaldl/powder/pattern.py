@@ -274,8 +274,8 @@ class PowderPattern:
             Crystal systems to search; all seven by default. The search ends early when one of high symmetry fits.
         progress : bool
             Whether a bar says what is being searched.
-        max_volume : float
-            Largest volume of a primitive cell in Å³, 3000 by default.
+        max_volume : float, optional
+            Largest volume of a primitive cell in Å³; by default 3000, for hexagonal axes and tetragonal cells 12000, cubic 27000.
         lines : int
             Low-angle lines that cells are made from and first judged by, 20 by default.
         impurities : int

@@ -262,6 +262,17 @@ def test_results_print_and_draw(search, pattern):
         found.show(99)
 
 
+@pytest.mark.parametrize("bravais, cell", [("cF", (24.74, 24.74, 24.74, 90, 90, 90)), ("cP", (20.4, 20.4, 20.4, 90, 90, 90)),
+                                           ("hP", (23.1, 23.1, 17.4, 90, 90, 120))])  # fmt: skip
+def test_frameworks_with_large_cells(pattern, bravais, cell):
+    """Cells of zeolites and metal-organic frameworks; a limit of the volume leaves them out."""
+    lines = np.random.default_rng(2).choice(lines_of(bravais, cell, 50), 30, replace=False)
+    found = pattern.index(lines, progress=False, systems=("cubic", "tetragonal", "hexagonal", "orthorhombic"))
+    assert found[0].bravais == bravais and found[0].lengths_angles[0] == pytest.approx(cell[0], rel=1e-3)
+    smaller = pattern.index(lines, progress=False, systems=("cubic", "hexagonal"), max_volume=1500.0)
+    assert all(c.volume <= 1500 * 1.02 * {"P": 1, "I": 2, "F": 4, "R": 3}[c.bravais[1]] for c in smaller)
+
+
 # ---------------------------------------------------------------------------------------------- lines and arguments
 
 

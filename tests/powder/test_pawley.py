@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from crystaldl.physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_of_group, space_group
+from crystaldl.powder.indexing import pawley
 from crystaldl.powder.indexing.absences import absence_evidence, forbidden_lines, line_likelihoods, settings
 from crystaldl.powder.indexing.bravais import metric_of
 from crystaldl.powder.indexing.extinction import groups_of_lattice, predicted_reflections
-from crystaldl.powder.indexing.pawley import FREE_PARAMETERS, pawley_fit
+from crystaldl.powder.indexing.pawley import FREE_PARAMETERS, compared, pawley_fit
 from crystaldl.powder.indexing.profile_kernels import add_up, columns, normal_equations
 from crystaldl.powder.prepare import AXIS_POINTS, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis
 
@@ -96,6 +97,24 @@ def test_second_component_and_curve():
     assert fit.misfit < single.misfit
     here = slice(fit.first, fit.first + len(fit.curve))
     assert np.abs(y[here] - fit.curve).max() < 0.05
+
+
+def test_fits_of_unlike_range_can_be_compared(monkeypatch):
+    """A fit cut short by too many lines is judged as if it went on like the best: it gains neither less nor more."""
+    y, mask, _ = pattern("oP")
+    whole = pawley_fit(y, mask, "oP", coefficients("oP"))
+    assert compared([whole, None], y, mask) == [whole, None]
+    lattice = coefficients("oP") * [0.25, 1.0, 1.0, 1.0, 1.0, 1.0]
+    double = pawley_fit(y, mask, "oP", lattice)
+    monkeypatch.setattr(pawley, "MAX_LINES", 45)
+    monkeypatch.setattr(pawley.lines_of_lattice, "__defaults__", (45,))
+    short = pawley_fit(y, mask, "oP", lattice)
+    assert len(short.curve) < 0.8 * len(double.curve) and short.gain < 0.9 * double.gain
+    first, second = compared([whole, short], y, mask)
+    assert first is whole and second.curve is short.curve
+    assert second.gain == pytest.approx(double.gain, rel=0.02)
+    assert 0.95 * min(whole.misfit, short.misfit) < second.misfit < 1.05 * max(whole.misfit, short.misfit)
+    assert second.explained == pytest.approx(double.explained, abs=0.01)
 
 
 def test_no_lines_no_fit():

@@ -11,8 +11,9 @@ from crystaldl.powder.indexing import trials as trials_module
 from crystaldl.powder.indexing.autoindex import IndexOptions, Pool
 from crystaldl.powder.indexing.bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, same_lattice
 from crystaldl.powder.indexing.extinction import predicted_reflections
+from crystaldl.powder.indexing.quick_search import LATTICES, lattice_scores
 from crystaldl.powder.indexing.sieve import make_sieve
-from crystaldl.powder.indexing.sieve_kernels import reflections
+from crystaldl.powder.indexing.sieve_kernels import exact, reflections
 from crystaldl.powder.indexing.trials import line_table_of, trial_lattices
 from crystaldl.powder.line_scales import search_lines
 from crystaldl.powder.prepare import AXIS_POINTS, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis
@@ -52,7 +53,7 @@ def sieve_of(y, ratio: float = 0.0):
 
 @pytest.mark.parametrize("bravais", CELLS)
 def test_reflections_are_those_of_the_lattice(bravais):
-    g = metric_of(CELLS[bravais])
+    g = exact(metric_of(CELLS[bravais]), BRAVAIS[bravais][0])
     q, index = np.zeros(5000), np.zeros((5000, 3), np.int64)
     n = reflections(g, BRAVAIS[bravais][1], 0.01, 0.6, q, index)
     hkl, q2 = predicted_reflections(g, bravais, 0.6)
@@ -60,8 +61,30 @@ def test_reflections_are_those_of_the_lattice(bravais):
     found = np.sort(q[:n])
     assert np.allclose(np.unique(found.round(8)), np.unique(expected.round(8)))
     assert bravais != "aP" or n == len(expected), "one of each Friedel pair"
+    assert bravais != "cF" or n < 1.1 * len(np.unique(expected.round(8))), "hardly any that coincide"
     h, k, l = index[:n].T
     assert np.allclose(h * h * g[0] + k * k * g[1] + l * l * g[2] + k * l * g[3] + h * l * g[4] + h * k * g[5], q[:n])
+
+
+def test_large_cells_are_judged():
+    """A cubic zeolite's, and triclinic ones of 1,000 Å³, up to the end of a pattern."""
+    sieve, _ = sieve_of(scan("oP", CELLS["oP"]))
+    large = ("cF", (24.7, 24.7, 24.7, 90, 90, 90)), ("cP", (22.2, 22.2, 22.2, 90, 90, 90)), ("aP", (8.1, 9.9, 13.1, 82, 77, 86))
+    for bravais, cell in large:
+        assert len(sieve.refine(one(bravais, cell), 0, 1.0)[0]) == 1, bravais
+
+
+@pytest.mark.parametrize("bravais, edge", [("cF", 24.7), ("cP", 20.4), ("cI", 23.1)])
+def test_large_cubic_cells_are_found(bravais, edge):
+    """Half of the lines unseen, as in structures with many atoms."""
+    rng = np.random.default_rng(1)
+    numbers = np.unique(predicted_reflections(metric_of([edge] * 3 + [90] * 3), bravais, 0.16)[1].round(9))
+    q2 = np.sort(rng.choice(numbers, len(numbers) // 2, replace=False))[:40]
+    lines = np.stack([0.5 * np.log(q2), np.log(rng.uniform(0.1, 1, len(q2))), np.full(len(q2), 4.0), np.full(len(q2), 1.6)], 1)
+    quick = lattice_scores(lines)
+    row = LATTICES.index(bravais)
+    assert quick.score.argmax() == row
+    assert 1 / np.sqrt(quick.cell[row, 0]) == pytest.approx(edge, rel=2e-3)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5])

@@ -41,6 +41,8 @@ from .trial_indices import CODES_F, CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRD
 __all__ = ["SYSTEMS", "IndexOptions", "Lattice", "LineTable", "Pool", "any_lattice", "common_zero", "convincing", "distinct",
            "find_lattices", "high_symmetry", "line_table", "raised", "ranked", "sift"]  # fmt: skip
 
+#: largest primitive cells that are looked for, Å³, by crystal family: few parameters need few lines
+LARGEST = {"c": 27000.0, "t": 12000.0, "h": 12000.0, "a": 3000.0}
 SYSTEMS = ("cubic", "tetragonal", "hexagonal", "trigonal", "orthorhombic", "monoclinic", "triclinic")
 #: log-likelihood that a free parameter of the cell has to earn
 PRICE = 2.0
@@ -57,7 +59,7 @@ class IndexOptions:
     """What to search, see `crystaldl.powder.pattern.PowderPattern.index`."""
 
     systems: tuple[str, ...] = SYSTEMS
-    max_volume: float = 3000.0
+    max_volume: float | None = None
     lines: int = 20
     impurities: float = 2.0
     zero_limit: float = 0.15
@@ -68,6 +70,10 @@ class IndexOptions:
     def lost(self) -> float:
         """Share of lines that are expected to stay unexplained."""
         return min(max(self.impurities, 0.6) / self.lines, 0.3)
+
+    def largest(self, bravais: str = "aP") -> float:
+        """Largest volume of a primitive cell in Å³: what was asked for, or what the search reaches (`LARGEST`)."""
+        return LARGEST.get(bravais[0], LARGEST["a"]) if self.max_volume is None else self.max_volume
 
     @property
     def prior(self) -> float:
@@ -247,7 +253,7 @@ def _volume_range(lines: LineTable, options: IndexOptions) -> tuple[float, float
     low, high = 0.4 * guess, 7.0 * guess
     if options.volume_hint:
         low, high = 0.2 * options.volume_hint, 1.25 * options.volume_hint
-    return max(low, 8.0), min(high, options.max_volume)
+    return max(low, 8.0), min(high, options.largest())
 
 
 def any_lattice(lines: LineTable, zero: float, options: IndexOptions, axes=12, angles=16, layer=13, zones=80) -> Pool:
@@ -336,7 +342,7 @@ def ranked(lifted: Pool, options: IndexOptions, limit: int = 25) -> list[Lattice
     out = []
     for i, cell in enumerate(cells):
         conventional = cell_of(pool.g[i])
-        small = cell_volume(cell) < 1.02 * options.max_volume
+        small = cell_volume(cell) < 1.02 * options.largest(str(pool.bravais[i]))
         if small and pool.score[i] > 0 and abs(pool.zero[i]) < options.zero_limit + 0.02:
             out.append(Lattice(str(pool.bravais[i]), conventional, cell, float(pool.zero[i]), float(pool.score[i])))
     return out

@@ -27,7 +27,7 @@ from .autoindex import Pool
 from .bravais import LATTICE_POINTS, cell_of, shortest_vector
 from .deep_search import side_by_side
 from .extinction import extinction_evidence
-from .pawley import PawleyFit, pawley_fit
+from .pawley import PawleyFit, compared, pawley_fit
 from .quick_search import LATTICES, MARGIN, LatticeScores
 from .sieve import make_sieve
 from .trials import LEVEL, NOTHING, Trial, Trials, metric_of_search, trial_lattices, worth_fitting
@@ -158,7 +158,7 @@ def find_lattices(peaks: np.ndarray, profile: Profile, pool: Executor | None = N
         name = LATTICES[row]
         found.append((Trial(name, metric_of_search(name, cell), zero, score, score, {}),))
     trial = worth_fitting(t for own in found for t in own)
-    fits = side_by_side(pool, *(partial(profile.fit, t) for t in trial))
+    fits = compared(side_by_side(pool, *(partial(profile.fit, t) for t in trial)), profile.y, profile.mask)
     return Findings(quick, trials, tuple((t, fit) for t, fit in zip(trial, fits, strict=True) if fit is not None))
 
 

@@ -8,14 +8,16 @@ cannot tell apart is never asked. The covariance of the intensities is what the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from ..prepare import AXIS_POINTS, AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH
 from . import profile_kernels as kernels
 from .extinction import predicted_reflections
 
+#: lines of one fit, at most: cells that have more are fitted up to the last of these, see `compared`
 MAX_LINES = 150
 _REACH = 9.0  # widths
 _HATS = 12.0  # degrees between the knots of the background
@@ -209,10 +211,64 @@ def pawley_fit(
         return None
     model = _Model(lattice, metric, zero, hkl, line, count, ratio, doublet, width)
     last = model.positions()[2][-1] + 2 * width if count == MAX_LINES else high
-    points = slice(measured[0], min(int((min(last, high) - AXIS_START) / AXIS_STEP) + 1, measured[-1] + 1))
-    data, good = y[points].astype(float), mask[points] > 0
-    data = np.where(good, data, 0.0) / max(float(data[good].max()), 1e-9)
-    return _fit(model, data, good, measured[0], rounds)
+    points = min(int((min(last, high) - AXIS_START) / AXIS_STEP) + 1, measured[-1] + 1) - measured[0]
+    data = _data(y, mask)
+    return _fit(model, replace(data, y=data.y[:points], good=data.good[:points]), measured[0], rounds)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What was measured, from the first measured point on: intensity (m,), the maximum 1; whether it is; noise."""
+
+    y: np.ndarray
+    good: np.ndarray
+    noise: float
+
+    def sigma2(self, fitted) -> np.ndarray:
+        """Variances: 5 % of a line's height is what the profile function gets wrong."""
+        return self.noise**2 + (0.05 * np.maximum(fitted, 0.0)) ** 2 + 0.002 * self.noise * np.abs(fitted)
+
+    def quality(self, fitted, width: float) -> dict[str, float]:
+        """Misfit, explained share and gain of a fitted curve; ``width`` of the lines in points. See `PawleyFit`."""
+        y, good, sigma2 = self.y, self.good, self.sigma2(fitted)
+        robust = 9.0 * np.log1p((y - fitted) ** 2 / sigma2 / 9.0)[good]
+        without = 9.0 * np.log1p((y - np.median(y[good])) ** 2 / sigma2 / 9.0)[good]
+        weight = good / (np.maximum(np.maximum(y, fitted), 0.0) + 0.02)  # as counting statistics would have it
+        mean = (weight * y).sum() / weight.sum()
+        explained = 1 - (weight * (y - fitted) ** 2).sum() / max((weight * (y - mean) ** 2).sum(), 1e-12)
+        gain = 0.5 * (without - robust).sum() / max(width, 1.0)
+        return {"misfit": float(robust.mean()), "explained": float(explained), "gain": float(gain)}
+
+
+def _data(y, mask) -> _Data:
+    measured = np.flatnonzero(mask > 0)
+    inside = slice(measured[0], measured[-1] + 1)
+    good = mask[inside] > 0
+    data = np.where(good, y[inside].astype(float), 0.0)
+    data /= max(float(data.max()), 1e-9)
+    return _Data(data, good, max(noise_level(data, good), 1e-3))
+
+
+def compared(fits: list[PawleyFit | None], y: np.ndarray, mask: np.ndarray) -> list[PawleyFit | None]:
+    """Fits of one pattern whose misfit, explained share and gain can be compared.
+
+    A fit that had too many lines to reach the end of the pattern is judged as if it went on like the best of those that
+    go farthest: where it says nothing, nothing speaks for or against it.
+    """
+    made = [fit for fit in fits if fit is not None]
+    longest = max((len(fit.curve) for fit in made), default=0)
+    if all(len(fit.curve) == longest for fit in made):
+        return fits
+    best = max((fit for fit in made if len(fit.curve) == longest), key=lambda fit: fit.gain)
+    data = _data(y, mask)
+    data = replace(data, y=data.y[:longest], good=data.good[:longest])
+    out = []
+    for fit in fits:
+        if fit is not None and len(fit.curve) < longest:
+            curve = np.concatenate([fit.curve, best.curve[len(fit.curve) :]]).astype(float)
+            fit = replace(fit, **data.quality(curve, float(np.median(fit.width)) / AXIS_STEP))
+        out.append(fit)
+    return out
 
 
 def _hats(points: int) -> np.ndarray:
@@ -222,18 +278,16 @@ def _hats(points: int) -> np.ndarray:
     return np.clip(1 - np.abs(at - np.arange(knots)), 0, 1)
 
 
-def _fit(model: _Model, y, good, at: int, rounds) -> PawleyFit:
-    start = AXIS_START + AXIS_STEP * at
+def _fit(model: _Model, data: _Data, at: int, rounds) -> PawleyFit:
+    start, y = AXIS_START + AXIS_STEP * at, data.y
     points, n, k = len(y), model.count, model.free.shape[1] + 5
     hats = _hats(points)
-    noise = max(noise_level(y, good), 1e-3)
     fitted, intensity = np.zeros(points), np.zeros(n)
     for turn in range(rounds + 1):
         q2, theta, width, parts = model.columns(start, points)
         value, _, _, _, offset, size = parts
-        # 5 % of a line's height is what the profile function gets wrong
-        sigma2 = noise**2 + (0.05 * np.maximum(fitted, 0.0 if turn else y)) ** 2 + 0.002 * noise * np.abs(fitted)
-        weight = good / sigma2
+        sigma2 = data.sigma2(fitted if turn else np.maximum(y, 0.0))
+        weight = data.good / sigma2
         residual = y - fitted
         if turn > 1:
             weight = weight / (1 + np.maximum(residual, 0) ** 2 / (9.0 * sigma2))
@@ -249,32 +303,33 @@ def _fit(model: _Model, y, good, at: int, rounds) -> PawleyFit:
             # how far the fit may be trusted: points along a line width are not independent of the profile's misfit
             matrix[h:, h:] += np.diag(precision)
             right[h:] += precision * mean
-        solution = np.linalg.solve(matrix, right)
+        solution = _solved(matrix, right)
         intensity = solution[:n]
         if nonlinear.shape[1]:
             step = solution[h:]
             moved = np.abs(metric @ step[: k - 5] + step[k - 5] + step[k - 4] * np.cos(theta))
             model.move(step, float(np.minimum(1.0, 0.5 * np.min(width) / max(moved.max(), 1e-9))))
         fitted = kernels.add_up(value, intensity, offset, size, points) + hats @ solution[n:h]
-    return _result(model, (q2, theta, width), intensity, matrix, fitted, sigma2, good, y, at)
+    return _result(model, (q2, theta, width), intensity, matrix, fitted, data, at)
 
 
-def _result(model, lines, intensity, matrix, fitted, sigma2, good, y, at) -> PawleyFit:
-    (q2, theta, width), residual = lines, y - fitted
-    n = model.count
-    robust = 9.0 * np.log1p(residual**2 / sigma2 / 9.0)[good]
-    without = 9.0 * np.log1p((y - np.median(y[good])) ** 2 / sigma2 / 9.0)[good]
-    misfit = float(robust.mean())
+def _solved(matrix, right) -> np.ndarray:
+    """Solution of normal equations."""
+    try:
+        return cho_solve(cho_factor(matrix, check_finite=False), right, check_finite=False)
+    except np.linalg.LinAlgError:  # rounding made it indefinite
+        return np.linalg.solve(matrix, right)
+
+
+def _result(model, lines, intensity, matrix, fitted, data: _Data, at) -> PawleyFit:
+    (q2, theta, width), n = lines, model.count
     per_line = max(float(np.median(width)) / AXIS_STEP, 1.0)
+    quality = data.quality(fitted, per_line)
     covariance = np.linalg.inv(matrix)[:n, :n]
     # residuals are correlated along a line width: the misfit's share of the variance counts once a width
-    inflate = 1.0 + max(misfit - 1.0, 0.0) * 0.5 * per_line
+    inflate = 1.0 + max(quality["misfit"] - 1.0, 0.0) * 0.5 * per_line
     sigma = np.sqrt(np.diag(covariance) * inflate)
-    weight = good / (np.maximum(np.maximum(y, fitted), 0.0) + 0.02)  # as counting statistics would have it
-    mean = (weight * y).sum() / weight.sum()
-    explained = 1 - (weight * residual**2).sum() / max((weight * (y - mean) ** 2).sum(), 1e-12)
     return PawleyFit(
         model.lattice, model.metric, model.zero, model.displacement, model.hkl, model.line, 2 * np.degrees(theta), q2,
-        intensity, sigma, width, misfit, float(explained), float(0.5 * (without - robust).sum() / per_line),
-        fitted.astype(np.float32), int(at),
+        intensity, sigma, width, curve=fitted.astype(np.float32), first=int(at), **quality,
     )  # fmt: skip

@@ -93,9 +93,9 @@ def _wanted(pool: Pool, options: IndexOptions) -> np.ndarray:
     both = {"hexagonal", "trigonal"}
     systems = set(options.systems) | (both if both & set(options.systems) else set())
     out = np.array([system_of(b) in systems for b in pool.bravais], bool)
-    points = np.array([LATTICE_POINTS[b[1]] for b in pool.bravais])
+    largest = np.array([LATTICE_POINTS[b[1]] * options.largest(b) for b in pool.bravais])
     volume = np.array([cell_volume(c) for c in cell_of(pool.g)]) if len(pool) else np.zeros(0)
-    return out & (volume < 1.02 * points * options.max_volume) & (np.abs(pool.zero) < options.zero_limit + 0.02)
+    return out & (volume < 1.02 * largest) & (np.abs(pool.zero) < options.zero_limit + 0.02)
 
 
 def _scored(pool: Pool, sieve: Sieve, scale: float, lines: LineTable, options: IndexOptions):

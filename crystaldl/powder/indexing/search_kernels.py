@@ -18,7 +18,8 @@ EPSILON = 0.06
 MARGIN = 10.0  # lattices this far below the best need no exact score
 CANDIDATES = 6  # cells of each lattice that are refined
 LOWEST = 1 / 30.0**2  # no axis beyond 30 Å
-MAX_VOLUME = 6000.0  # Å³
+#: largest conventional cells in Å³, by system: those of zeolites and frameworks are cubic or have one long axis
+_LARGEST = np.array([27000.0, 12000.0, 12000.0, 6000.0, 6000.0])
 SHORTEST = 2.2  # Å: no crystal repeats over less (beryllium 2.29, graphite 2.46, diamond 2.52)
 SQRT_TWO_PI = 2.5066282746
 
@@ -225,7 +226,7 @@ def _keep(lines, cell, first, last, best, cells, top):
     """Score one cell as lattices ``first`` to ``last - 1``, remember the best few of each; returns the best score of all."""
     if cell[0] <= 0 or cell[1] <= 0 or cell[2] <= 0 or cell[0] * cell[2] <= 0.26 * cell[3] ** 2:
         return top
-    if _volume(cell, _SYSTEM[first]) > MAX_VOLUME:
+    if _volume(cell, _SYSTEM[first]) > _LARGEST[_SYSTEM[first]]:
         return top
     count = best.shape[1]
     for row in range(first, last):

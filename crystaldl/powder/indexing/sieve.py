@@ -39,7 +39,7 @@ USUAL = 1e-3
 #: widths that a profile extends; widths beyond which two lines do not touch; points a width, at least
 REACH, APART, POINTS = 3.0, 2.2, 7.0
 #: reflections of a cell, at most
-MOST = 2000
+MOST = 6000
 #: log-likelihood that a line which no cell predicts has to earn: it could be anywhere, and single phases have few of them
 FOREIGN = 20.0
 

@@ -78,7 +78,11 @@ def tabulate(y, weight, first, second, ratio, width, eta, step, reach, span):
 
 @njit(cache=True, nogil=True)
 def reflections(g, centring, bottom, top, q, index):
-    """Reflections with ``bottom`` < Q < ``top``, one of each Friedel pair: fills q (k,) and index (k, 3), returns how many."""
+    """Reflections with ``bottom`` < Q < ``top``: fills q (k,) and index (k, 3), returns how many.
+
+    One of each Friedel pair, and where the coefficients show that Q does not change with the order or signs of indices, one of
+    those that coincide: cubic, tetragonal and orthorhombic cells, and cells on hexagonal axes.
+    """
     c = g[2]
     u, v = 0.5 * g[4] / c, 0.5 * g[3] / c
     b = g[1] - 0.25 * g[3] * g[3] / c
@@ -90,23 +94,30 @@ def reflections(g, centring, bottom, top, q, index):
         return 0
     plain = g[3] == 0.0 and g[5] == 0.0
     upright = plain and g[4] == 0.0
+    square = upright and g[0] == g[1]
+    cubic = square and g[0] == g[2]
+    six = g[3] == 0.0 and g[4] == 0.0 and g[0] == g[1] and g[0] == g[5]
     n = 0
     h = 0
     while h * h * a <= top:
         rest = top - h * h * a
         half = np.sqrt(rest / b)
         first, last = int(np.ceil(-w * h - half)), int(np.floor(-w * h + half))
-        if h == 0 or plain:
+        if h == 0 or plain or six:
             first = max(first, 0)
+        if square or six:
+            last = min(last, h)
         for k in range(first, last + 1):
             left = rest - b * (k + w * h) ** 2
             root = np.sqrt(max(left, 0.0) / c)
             centre = -u * h - v * k
             low, high = int(np.ceil(centre - root)), int(np.floor(centre + root))
-            if (h == 0 and k == 0) or upright or (h == 0 and plain):
+            if (h == 0 and k == 0) or upright or six or (h == 0 and plain):
                 low = max(low, 1 if h == 0 and k == 0 else 0)
+            if cubic:
+                high = min(high, k)
             for l in range(low, high + 1):
-                if not allowed(h, k, l, centring):
+                if not allowed(h, k, l, centring) and not (six and allowed(k, h, l, centring)):
                     continue
                 value = h * h * g[0] + k * k * g[1] + l * l * c + k * l * g[3] + h * l * g[4] + h * k * g[5]
                 if value <= bottom or value >= top:
@@ -299,8 +310,8 @@ def refine(tables, axis, g, zero, code, bounds, settings, room):
     free = FREE[system]
     p, move = np.zeros(free), np.zeros(free + 1)
     rows, members = np.zeros((work.shape[0], free + 1)), np.zeros(work.shape[0])
+    g = exact(g, system)
     best, best_gain, best_g, best_zero = -1e9, 0.0, g.copy(), zero
-    g = g.copy()
     for turn in range(rounds + 1):
         gain, count, n = explain(tables, axis, g, zero, centring, bounds, room)
         score = -1e9
@@ -344,6 +355,15 @@ def _free_parameters(g, system, p):
             p[3] = g[4]
         elif system == 5:
             p[3], p[4], p[5] = g[3], g[4], g[5]
+
+
+@njit(cache=True, nogil=True)
+def exact(g, system):
+    """The coefficients of a cell, those that its system makes equal or zero exactly so."""
+    p, out = np.zeros(FREE[system]), np.zeros(6)
+    _free_parameters(g, system, p)
+    expand(p, system, out)
+    return out
 
 
 @njit(cache=True, nogil=True)
@@ -410,7 +430,7 @@ def judge_all(tables, axis, cells, zeros, codes, bounds, settings, places, worth
     scores, gains = np.full(n, -1e9), np.zeros(n)
     foreign = np.zeros(places.size, np.bool_)
     for i in range(n):
-        _, _, found = explain(tables, axis, cells[i], zeros[i], codes[i][1], bounds, room)
+        _, _, found = explain(tables, axis, exact(cells[i], codes[i][0]), zeros[i], codes[i][1], bounds, room)
         if found > 0:
             gains[i], scores[i] = _with_foreign(found, places, worth, tables, settings, room, foreign)
             scores[i] -= 0.5 * (zeros[i] / settings[1]) ** 2
