@@ -254,8 +254,10 @@ class _Measure:
         """Rings as they are beside the disks, but for faint candidates of the correlation, of which rings have many."""
         if rings is None:
             return None
-        sure = relative(found.pattern, found.strength, count) > STRONG if found.confidence is None else slice(None)
-        return rings.beside(found.pattern[sure], found.positions[sure], self.reach)
+        if found.confidence is not None:
+            return rings.beside(found.pattern, found.positions, self.reach)
+        strong = relative(found.pattern, found.strength, count) > STRONG
+        return rings.beside(found.pattern[strong], found.positions[strong], self.reach, sure=False)
 
     def _significant(self, found, count: int):
         """Least significance of each candidate of the correlation."""
