@@ -18,8 +18,8 @@ from .probe import Probe
 __all__ = ["METHODS", "DiskOptions", "Disks", "Probe", "find_disks"]
 
 METHODS = ("fcunet", "correlation")
-# Measured on multislice patterns: networks' errors over their sigma, and how far fit and network miss together.
-NETWORK_SIGMA_FACTOR, CORRELATION = 1.5, 0.6
+# Measured on multislice and Bloch-wave patterns: networks' errors over their sigma, and how far fit and network miss together.
+NETWORK_SIGMA_FACTOR, CORRELATION = 1.2, 0.5
 # Correlation peaks that pass for disks: least intensity over its uncertainty, and that of those below a share of the highest,
 # of which noise makes many.
 SIGNIFICANT, FAINT, SIGNIFICANT_IF_FAINT = 4.0, 0.005, 5.0
@@ -254,8 +254,10 @@ class _Measure:
         """Rings as they are beside the disks, but for faint candidates of the correlation, of which rings have many."""
         if rings is None:
             return None
-        sure = relative(found.pattern, found.strength, count) > STRONG if found.confidence is None else slice(None)
-        return rings.beside(found.pattern[sure], found.positions[sure], self.reach)
+        if found.confidence is not None:
+            return rings.beside(found.pattern, found.positions, self.reach)
+        strong = relative(found.pattern, found.strength, count) > STRONG
+        return rings.beside(found.pattern[strong], found.positions[strong], self.reach, sure=False)
 
     def _significant(self, found, count: int):
         """Least significance of each candidate of the correlation."""
@@ -295,20 +297,22 @@ def relative(pattern, values, count: int):
 
 
 def combined(fit, found):
-    """Mean of fitted and proposed positions by their uncertainties, and its own; the proposal's where the fit failed.
+    """The best mean of fitted and proposed positions by their uncertainties, and its own; the proposal's where the fit failed.
 
     Networks that know their uncertainty add a little where counts are few or the filling is wild. Both see the same
-    electrons, so their errors are correlated (`CORRELATION`), and the mean is hardly more certain than the better one.
+    electrons, so their errors are correlated (`CORRELATION`): where a network is less certain than the fit by more than
+    that, its position only repeats the fit's errors and adds its own, which several disks of a pattern share.
     """
     import torch
 
     if found.sigma is None:
         return fit.positions, fit.sigma
-    own = NETWORK_SIGMA_FACTOR * found.sigma
-    a, b = fit.sigma**-2, own**-2
-    share = torch.where(fit.ok[:, None], a / (a + b), torch.zeros_like(a))
-    positions = share * fit.positions + (1 - share) * found.positions
-    x, y = share * fit.sigma, (1 - share) * found.sigma
+    a, b = fit.sigma, NETWORK_SIGMA_FACTOR * found.sigma
+    both = CORRELATION * a * b
+    share = ((a**2 - both) / (a**2 + b**2 - 2 * both)).clamp(0, 1)  # of the network
+    share = torch.where(fit.ok[:, None], share, torch.ones_like(share))
+    positions = (1 - share) * fit.positions + share * found.positions
+    x, y = (1 - share) * a, share * b
     return positions, torch.sqrt(x**2 + y**2 + 2 * CORRELATION * x * y)
 
 

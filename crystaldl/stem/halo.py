@@ -2,7 +2,8 @@
 
 The rings of an amorphous film are hardly wider than a disk, so that neither a kernel of zero mean nor a linear background takes
 them away, and pieces of them pass for disks. But unlike disks they are smooth along the azimuth: a ring's level is that at
-which most of its pixels lie, whatever disks stand on it, and where two levels are as good the lower one, since disks only add.
+which most of its pixels lie, whatever disks stand on it, and where two levels are as good the lower one, since disks only add: no
+more pixels lie below a ring's level than counting noise and speckle explain, which bounds it where disks cover all but a few.
 The middle of the rings is where the pattern is its own inversion (the maximum of its convolution with itself), moved to where
 they are roundest. What falls off without rings, as the tail of the direct beam does (a convex function of the radius), stays:
 that is background as any other.
@@ -31,6 +32,8 @@ LEAST = 0.15  # share of a ring that must be seen
 ROUNDS = 2  # of moving the middle
 SMALL = 96  # px: larger patterns are binned to find the middle
 SMOOTHING = 1.3  # steps, standard deviation along the radius: no ring is sharper than the disks
+LOWER, BELOW = 0.05, 1.65  # share of a ring's pixels that lie lower than so many standard deviations below its level
+SPECKLE = 0.2  # standard deviation of rings along the azimuth beside counting noise, of their level
 FINE = 4  # points a step of which images are drawn
 BEAM = 1.4  # radii: the direct beam hides what lies below it
 
@@ -51,40 +54,58 @@ class Rings:
         smooth = torch.nn.functional.avg_pool2d(filled[:, None], 3, 1, 1, count_include_pad=False)
         self.shape, self.radius, self.step = patterns.shape, radius, max(1.0, STEP * radius)
         centre = middle(filled)
-        _, level, half, known = _levels(smooth, centre, 2 * self.step)
+        values, inside, _ = _unrolled(smooth, centre, 2 * self.step)
+        level, half, _, known = _levels(values[:, 0], inside)
         excess = self._profile(level, known, 2 * self.step)
         # of a disk's area, over the counting noise in it, which the smoothed values tell
         weight = math.sqrt(math.pi) * radius / (3 * SPREAD)
         noise = half + 1e-3 * half.amax(1, keepdim=True) + 1e-20
         self.rows = ((weight * excess / noise).amax(1) > SEEN).nonzero()[:, 0]  # the patterns that have rings
-        self.smooth, self.centre = smooth[self.rows], centre[self.rows]
+        filled, smooth, self.centre = filled[self.rows, None], smooth[self.rows], centre[self.rows]
         for _ in range(ROUNDS if len(self.rows) else 0):
-            found = _levels(self.smooth, self.centre, 2 * self.step)
-            self.centre = self.centre + _towards_round(*found[:3], 2 * self.step, radius)
+            values, inside, _ = _unrolled(smooth, self.centre, 2 * self.step)
+            level, half, *_ = _levels(values[:, 0], inside)
+            values = torch.where(inside, values[:, 0], torch.nan)
+            self.centre = self.centre + _towards_round(values, level, half, 2 * self.step, radius)
+        # with the variance of a mean of nine pixels by their own scatter
+        scatter = torch.nn.functional.avg_pool2d(filled**2, 3, 1, 1, count_include_pad=False) - smooth**2
+        self.images = torch.cat([smooth, scatter.clamp_min(0) / 8], 1)
 
-    def excess(self, covered: Tensor | None = None) -> Tensor:
+    def excess(self, covered: Tensor | None = None, sure: bool = True) -> Tensor:
         """What rings add to the background, (B, H, W), in units of the patterns and not negative.
 
-        ``covered``: (B, H, W), 1 where disks are known to lie, else 0.
+        ``covered``: (B, H, W), 1 where disks lie, else 0; ``sure``: whether that is known.
         """
-        out = torch.zeros(self.shape, device=self.smooth.device)
-        if len(self.rows):
-            covered = None if covered is None else covered[self.rows]
-            _, level, _, known = _levels(self.smooth, self.centre, self.step, covered)
-            out[self.rows] = _drawn(self._profile(level, known, self.step), self.centre, self.step, self.shape[1:])
+        out = torch.zeros(self.shape, device=self.images.device)
+        if len(self.rows) == 0:
+            return out
+        values, inside, grid = _unrolled(self.images, self.centre, self.step)
+        level, _, near, known = _levels(values[:, 0], inside)
+        highest = _highest(values[:, 0], values[:, 1], inside, level, near)
+        if covered is not None:
+            at = torch.nn.functional.grid_sample(
+                covered[self.rows, None], grid, mode="nearest", padding_mode="border", align_corners=True
+            )
+            bare, _, _, enough = _levels(values[:, 0], inside & (at[:, 0] == 0))
+            # where disks seem to cover a ring, but hardly anything lies below its level, they may be pieces of the ring
+            known = enough if sure else enough | (known & (level <= highest))
+            level = torch.where(enough, bare, level)
+        out[self.rows] = _drawn(self._profile(level, known, self.step, highest), self.centre, self.step, self.shape[1:])
         return out
 
-    def _profile(self, level: Tensor, known: Tensor, step: float) -> Tensor:
-        """How far levels (B, R) by radius rise above a convex function."""
+    def _profile(self, level: Tensor, known: Tensor, step: float, highest: Tensor | None = None) -> Tensor:
+        """How far levels (B, R) by radius, the highest at most, rise above a convex function."""
         known[:, : math.ceil(BEAM * self.radius / step) + 1] = False
         values, sure = (np.ascontiguousarray(a.cpu().numpy()) for a in (level.double(), known))
         _bridged(values, sure)
+        if highest is not None:
+            values = np.minimum(values, highest.cpu().numpy())
         values = _smoothed(torch.from_numpy(values)).numpy()
         hull = values.copy()
         _convex(values, sure, hull)
         return torch.from_numpy(np.maximum(values - hull, 0)).to(level)
 
-    def beside(self, pattern: Tensor, positions: Tensor, reach: float) -> Tensor | None:
+    def beside(self, pattern: Tensor, positions: Tensor, reach: float, sure: bool = True) -> Tensor | None:
         """`excess` from the pixels farther than ``reach`` px from disks at positions (N, 2) of patterns (N,); None: no rings."""
         if len(self.rows) == 0:
             return None
@@ -97,7 +118,7 @@ class Rings:
         index = (pattern[:, None, None] * h + y[:, :, None]) * w + x[:, None]
         covered = torch.zeros(b * h * w, device=positions.device)
         covered[index[near & inside]] = 1.0
-        return self.excess(covered.reshape(b, h, w))
+        return self.excess(covered.reshape(b, h, w), sure)
 
 
 def middle(patterns: Tensor) -> Tensor:
@@ -118,40 +139,62 @@ def _directions(like: Tensor) -> tuple[Tensor, Tensor]:
     return angle.sin(), angle.cos()
 
 
-def _levels(smooth: Tensor, centre: Tensor, step: float, covered: Tensor | None = None):
-    """Rings of images (B, 1, H, W) around centres (B, 2).
+def _unrolled(images: Tensor, centre: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, C, H, W) around centres (B, 2).
 
     Returns
     -------
-    (B, R, A) values, NaN where there are none
-    (B, R) levels
-    (B, R) half widths of the interval in which many of the values lie
-    (B, R) bool, whether there are enough of them
+    (B, C, R, A) values by radius and azimuth
+    (B, R, A) bool, whether they lie on the images
+    (B, R, A, 2) where, for ``grid_sample``
     """
-    h, w = smooth.shape[2:]
+    h, w = images.shape[2:]
     size = torch.tensor([h - 1, w - 1], device=centre.device)
     far = float(torch.maximum(centre, size - centre).norm(dim=1).amax())  # the farthest corner
-    r = step * torch.arange(int(far / step) + 2, device=smooth.device, dtype=smooth.dtype)
-    sine, cosine = _directions(smooth)
+    r = step * torch.arange(int(far / step) + 2, device=images.device, dtype=images.dtype)
+    sine, cosine = _directions(images)
     y, x = centre[:, 0, None, None] + r[:, None] * sine, centre[:, 1, None, None] + r[:, None] * cosine
     inside = (y >= 0) & (y <= h - 1) & (x >= 0) & (x <= w - 1)
     grid = torch.stack([2 * x / (w - 1) - 1, 2 * y / (h - 1) - 1], 3)
-    values = torch.nn.functional.grid_sample(smooth, grid, mode="bilinear", padding_mode="border", align_corners=True)[:, 0]
-    if covered is not None:
-        at = torch.nn.functional.grid_sample(covered[:, None], grid, mode="nearest", padding_mode="border", align_corners=True)
-        inside &= at[:, 0] == 0
+    values = torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return values, inside, grid
+
+
+def _levels(values: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rings of values (B, R, A) by radius and azimuth, as far as they are ``inside``.
+
+    Returns
+    -------
+    (B, R) levels
+    (B, R) half widths of the interval in which many of the values lie
+    (B, R, A) bool, values that belong to the level
+    (B, R) bool, whether there are enough of them
+    """
     ordered = torch.where(inside, values, torch.inf).sort(2).values
     count = inside.sum(2, keepdim=True)
     need = (TOGETHER * count).ceil().long().clamp_min(1)
-    end = torch.arange(AZIMUTHS, device=smooth.device) + need
+    end = torch.arange(AZIMUTHS, device=values.device) + need
     width = torch.where(end < count, ordered.gather(2, end.clamp_max(AZIMUTHS - 1)) - ordered, torch.inf)
     low = (width <= ALIKE * width.amin(2, keepdim=True) + 1e-12).byte().argmax(2, keepdim=True)
     bottom, top = ordered.gather(2, low), ordered.gather(2, (low + need).clamp_max(AZIMUTHS - 1))
     half = torch.where(count > 1, 0.5 * (top - bottom), 0.0).nan_to_num(0.0, 0.0, 0.0)
     near = inside & ((values - bottom - half).abs() <= NEAR * half + 1e-12)
     level = (values * near).sum(2) / near.sum(2).clamp_min(1)
-    known = count[:, :, 0] >= LEAST * AZIMUTHS
-    return torch.where(inside, values, torch.nan), level, half[:, :, 0], known
+    return level, half[:, :, 0], near, count[:, :, 0] >= LEAST * AZIMUTHS
+
+
+def _highest(values: Tensor, variance: Tensor, inside: Tensor, level: Tensor, near: Tensor) -> Tensor:
+    """The highest levels (B, R) that no more of the values (B, R, A) lie below than their variance explains.
+
+    A level L is expected to have the low quantile q = L - `BELOW` · √(g L + (`SPECKLE` · L)²), where g tells how the variance of
+    values grows with them.
+    """
+    ordered = torch.where(inside, values, torch.inf).sort(2).values
+    which = (LOWER * inside.sum(2, keepdim=True)).long()
+    q = ordered.gather(2, which)[:, :, 0].nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+    g = (variance * near).sum(2) / near.sum(2).clamp_min(1) / level.clamp_min(1e-20)
+    b, rest = q + 0.5 * BELOW**2 * g, 1 - (BELOW * SPECKLE) ** 2
+    return (b + torch.sqrt((b**2 - rest * q**2).clamp_min(0))) / rest
 
 
 def _smoothed(level: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from crystaldl.stem.recipe import evaluate
 from crystaldl.stem.recipe import training as recipe
 from crystaldl.stem.recipe.benchmark import (
     Known,
+    benchmark,
     benchmark_crystals,
+    carbon_rings,
     cell_factors,
     fit_lattice,
     measured_strain,
@@ -308,3 +310,23 @@ def test_options_reach_the_methods(small_bank):
     disks = find_disks(p.patterns.numpy(), p.probe, method="correlation", device="cpu", options=DiskOptions(max_disks=2))
     rows = ours("correlation", max_disks=2)(p.patterns.numpy(), p.probe)
     assert [len(r[0]) for r in rows] == [len(disks.of(i)) for i in range(2)]
+
+
+def test_rings_of_a_film_lie_where_carbon_has_them():
+    pixel, beam = 0.012, (127.3, 129.8)
+    rings = carbon_rings((256, 256), beam, pixel)
+    y, x = np.indices(rings.shape)
+    s = np.hypot(y - beam[0], x - beam[1]) * pixel
+    profile = np.array([rings[np.abs(s - q) < pixel].mean() for q in (0.35, 1 / 2.06, 0.66, 1 / 1.20, 1.05)])
+    assert rings.sum() == pytest.approx(1) and profile[1] > 1.5 * max(profile[0], profile[2]) and profile[3] > profile[2]
+
+
+def test_default_measures_strain_under_a_film():
+    """Half of the electrons in rings: py4DSTEM's correlation takes pieces of them for disks."""
+    known = next(iter(benchmark(1, 5, background=(0.1, 0.5))))
+    plain = next(iter(benchmark(1, 5)))
+    assert known.intensity.sum() == pytest.approx(0.5 * plain.intensity.sum(), rel=0.2)
+    rows = {name: evaluate.Entry(name, ours("fcunet", rings=on), "sigma", 0.5) for name, on in (("with", True), ("without", False))}
+    found = {name: evaluate.strain_scores([known], row) for name, row in rows.items()}
+    assert found["with"].found >= found["without"].found and found["with"].failed == 0
+    assert np.mean(list(found["with"].strain.values())) < 0.4

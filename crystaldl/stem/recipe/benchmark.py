@@ -107,16 +107,19 @@ def _supercell(edges, semiangle: float, voltage: float):
 
 def multislice_patterns(
     crystal: tuple, semiangle: float, rng: np.random.Generator, *, dose: float = 1e5, draws: int = 2,
-    strain: float | tuple = 0.01, tilt: float = 1e-3, background: float = 0.1, radius: float = RADIUS, simulator: str = "own",
+    strain: float | tuple = 0.01, tilt: float = 1e-3, background: float | tuple[float, float] = 0.1, radius: float = RADIUS,
+    simulator: str = "own",
 ) -> Known:
     """Patterns of one crystal at every thickness of `THICKNESSES`, ``draws`` each, with random strain, shift and counts.
 
     ``semiangle`` and ``tilt`` (Rayleigh parameter) in rad, ``dose`` in electrons; ``background``:
-    share of the electrons in a smooth tail; ``strain``: standard deviation, or the two components; ``radius``: of the
-    disks, px; ``simulator``: ``"own"`` or ``"abtem"`` (`crystaldl.stem.simulate.abtem_waves`).
+    share of the electrons in a smooth tail, or that and the share in the rings of an amorphous film (`carbon_rings`);
+    ``strain``: standard deviation, or the two components; ``radius``: of the disks, px; ``simulator``: ``"own"`` or ``"abtem"``
+    (`crystaldl.stem.simulate.abtem_waves`).
     """  # fmt: skip
     name, edges, numbers, positions, b_iso = crystal
     voltage = HELD_OUT_VOLTAGES[0]
+    tail, film = background if isinstance(background, tuple) else (background, 0.0)
     wave = wavelength(voltage)
     repeat, grid = _supercell(edges, semiangle, voltage)
     slab = make_slab(edges, numbers, positions, grid, voltage=voltage, b_iso=b_iso, dz=2.0, absorption=0.04, repeat=repeat)
@@ -141,7 +144,11 @@ def multislice_patterns(
             origin = beam - k / pixel * (1 + e)
             clean = diffraction(exits[i], slab, SHAPE, pixel, scale=tuple(1 + e), centre=tuple(origin)).numpy()
             centres = beam + g / pixel * (1 + e)
-            rows.append((counted(clean, beam, dose, background, rng), centres, e, thickness, _disk_sums(clean, centres, radius)))
+            mean = clean / clean.sum()
+            if film:
+                mean = (1 - film) * mean + film * carbon_rings(SHAPE, beam, pixel)
+            counts = counted(mean, beam, dose, tail, rng)
+            rows.append((counts, centres, e, thickness, (1 - film) * _disk_sums(clean, centres, radius)))
     patterns, centres, e, thickness, sums = (np.array(c) for c in zip(*rows, strict=True))
     vacuum = diffraction(convergent_probe(slab, semiangle, edge=0.08), slab, SHAPE, pixel).numpy()
     probe = Probe.from_array(rng.poisson(vacuum / vacuum.sum() * 1e6), "simulated vacuum")
@@ -155,6 +162,19 @@ def counted(clean: np.ndarray, beam, dose: float, background: float, rng: np.ran
     tail = 1 / (1 + (r / 5) ** 2) ** 1.2
     mean = (1 - background) * clean / clean.sum() + background * tail / tail.sum()
     return rng.poisson(dose * mean).astype(np.float32)
+
+
+def carbon_rings(shape, beam, pixel: float) -> np.ndarray:
+    """Rings of amorphous carbon around ``beam`` (px), which sum to 1; ``pixel`` in Å⁻¹.
+
+    Two Gaussian rings at the film's distances of 2.06 and 1.20 Å on what it scatters forwards.
+    """
+    y, x = np.indices(shape)
+    s = np.hypot(y - beam[0], x - beam[1]) * pixel
+    out = 0.8 * np.exp(-s / 0.12) + 0.35 / (1 + (s / 0.35) ** 2) ** 2
+    for middle, width, height in ((1 / 2.06, 0.07, 1.0), (1 / 1.20, 0.10, 0.45)):
+        out += height * np.exp(-0.5 * ((s - middle) / width) ** 2)
+    return out / out.sum()
 
 
 def _disk_sums(clean: np.ndarray, centres: np.ndarray, radius: float) -> np.ndarray:
@@ -271,6 +291,6 @@ def measured_strain(known: Known, i: int, found: Found, weighting: str) -> np.nd
 
 
 __all__ = [
-    "Known", "benchmark", "benchmark_crystals", "fit_lattice", "measured_strain", "multislice_patterns", "ours",
+    "Known", "benchmark", "benchmark_crystals", "carbon_rings", "fit_lattice", "measured_strain", "multislice_patterns", "ours",
     "py4dstem_correlation",
 ]  # fmt: skip

@@ -34,6 +34,7 @@ from .training import EVALUATION_BANK, bank_in
 
 FALSE_POSITIVES = (0, 1, 3)  # in each pattern
 ABTEM_CRYSTALS = 4  # at most, of the patterns by abTEM
+FILM_CRYSTALS, FILM = 2, 0.5  # at most, of the patterns with an amorphous film, and its share of the electrons
 POSITION_SHARE = 1e-3  # of the electrons: positions are compared on disks brighter than this, faint ones are noise
 
 
@@ -247,6 +248,12 @@ def compare(networks: dict, out: Path, crystals: int = 12, patterns: int = 160, 
     return rows
 
 
+def film_scores(networks: dict, crystals: int = FILM_CRYSTALS, film: float = FILM) -> dict[str, Scores]:
+    """All methods on patterns with the rings of an amorphous film."""
+    known = list(benchmark(crystals, background=(0.1, film)))
+    return {entry.name: strain_scores(known, entry) for entry in entries(networks)}
+
+
 def shipped_networks() -> dict:
     """The networks of the package by name, the default first, in evaluation mode."""
     from ...models.registry import available, default
@@ -266,6 +273,8 @@ def evaluate_command(args) -> str:
     networks = shipped_networks() | trained
     text = "Strain RMS (percent) by thickness; recall with that many false positives in a pattern\n"
     text += table(compare(networks, runs, crystals, getattr(args, "patterns", 160))) + "\n"
+    text += f"\nWith {100 * FILM:.0f} % of the electrons in the rings of an amorphous film\n"
+    text += table(film_scores(networks, min(crystals, FILM_CRYSTALS))) + "\n"
     if not abtem_waves.available():
         return text + "\nPatterns by abTEM: left out, since abTEM is not installed (pip install abtem)\n"
     known = list(benchmark(min(crystals, ABTEM_CRYSTALS), simulator="abtem"))

@@ -15,6 +15,7 @@ from .lattice_kernels import fit_all
 SAMPLE = 1500  # patterns that decide the excess scatter
 MEDIAN_CHI2 = 0.454936  # median of χ² with one degree of freedom
 _FLOOR = 1e-6  # px: no σ is taken to be smaller
+IMPORTANCE = 0.75  # exponent of `_importance`: not all of σ is multiple scattering
 LEAST_DISKS, LEAST_PATTERNS = 8, 10  # that tell whether disks move together
 # Share of the common shift that a reference from the same scan takes up: all of it where the thickness is even, little along a
 # wedge. Between the two, errors of both stay within one and a half times what their sigma says.
@@ -130,7 +131,7 @@ def _importance(variance) -> np.ndarray:
     """
     total = variance.mean(1)
     known = total[total > 0]
-    return 2 / (1 + total / np.median(known)) if known.size else np.ones(len(total))
+    return (2 / (1 + total / np.median(known))) ** IMPORTANCE if known.size else np.ones(len(total))
 
 
 def _residuals(positions, hk, lattice) -> np.ndarray:
