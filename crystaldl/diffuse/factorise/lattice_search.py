@@ -29,7 +29,7 @@ CENTRED = 0.6                   # of the typical difference of opposite pixels: 
 FINALISTS = 3                   # cells compared once more, with more order parameters
 GAIN = 0.25                     # log evidence a pixel that a later, less likely cell must win
 DRIFT = 0.01                    # of the cell: what a brief fit may change of it before it is thought to have run astray
-SNAP = 0.6                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
+SNAP = 1.2                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
 
 
 def find_centre(volume, reach: float = 6.0) -> np.ndarray | None:
@@ -113,13 +113,27 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
 def _laid(dual: np.ndarray, shape) -> np.ndarray | None:
     """Nodes in pixels, laid on pixel axes where they nearly are; None where they are too close or too far apart."""
     rows = reduce_basis(_combinations(dual), np.eye(2))
-    nodes = np.linalg.inv(rows).T
-    stray = np.abs(nodes - np.diag(np.diag(nodes))) / np.abs(np.diag(nodes))[:, None] * np.array(shape)
-    if np.all(stray < SNAP * 8):
-        nodes = np.diag(np.abs(np.diag(nodes)))
+    nodes = _along_axes(np.linalg.inv(rows).T, shape)
     nodes = reduce_basis(_combinations(nodes), np.eye(2))
     length = np.linalg.norm(nodes, axis=1)
     return nodes if length.min() >= CLOSEST and length.max() * SHORTEST <= max(shape) else None
+
+
+def _along_axes(nodes: np.ndarray, shape) -> np.ndarray:
+    """The same nodes, on the pixel axes where those of a rectangular or a centred rectangular lattice nearly are."""
+    around = _combinations(nodes)
+    edges = []
+    for i in (0, 1):
+        along = around[(np.abs(around[:, 1 - i]) * shape[i] < SNAP * around[:, i]) & (around[:, i] > 0)]
+        if not len(along):
+            return nodes
+        edges.append(float(along[:, i].min()))
+    number = edges[0] * edges[1] / abs(np.linalg.det(nodes))
+    if abs(number - round(number)) > 0.05 or round(number) not in (1, 2):
+        return nodes
+    if round(number) == 1:
+        return np.diag(edges)
+    return 0.5 * np.array([[edges[0], edges[1]], [edges[0], -edges[1]]])
 
 
 def _same(a: np.ndarray, b: np.ndarray, shape) -> bool:

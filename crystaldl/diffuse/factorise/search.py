@@ -205,7 +205,7 @@ class Fit:
         if "linear" not in found:
             return True
         problem = self.problem(valid, support, "linear", polish=False)[0]
-        series = 1.0 + 2.0 * problem.cell.waves @ found["linear"].state.alpha
+        series = 1.0 + 2.0 * problem.cell.series(found["linear"].state.alpha)
         return float((series < DARK).double().mean()) > DARK_SHARE
 
     def finer(self, valid: Tensor, chosen: tuple[float, str, Factors, dict[str, float]]) -> tuple[Fit, tuple]:
@@ -297,14 +297,14 @@ class Fit:
     def _translated(self, valid: Tensor, support: float, first: str, link: str, state: State) -> State:
         """The state of one link as the start of another: its S, or the logarithm or reciprocal of it, as a series."""
         problem, scratch = self.problem(valid, support, link, polish=False)
-        waves = problem.cell.waves
-        series = 1.0 + 2.0 * waves @ state.alpha
+        cell = problem.cell
+        series = 1.0 + 2.0 * cell.series(state.alpha)
         order = LINKS[first](series)[0]
         order = order / order.mean()
         target = {"linear": order, "positive": order, "log": 1.0 + order.clamp(min=LOWEST).log(),
                   "reciprocal": 1.0 / order.clamp(min=LOWEST)}[link]
         target = target / target.mean() if link == "reciprocal" else target - target.mean() + 1.0
-        alpha = (waves * target[:, None]).mean(0) / (2.0 * waves.square().mean(0))
+        alpha = cell.project(target)        # the mean square of a wave is a half
         for _ in range(12):                 # the truncated series must stay where the link is defined
             if math.isfinite(problem.cell_mean(alpha)):
                 break
