@@ -89,7 +89,7 @@ def _sums(weight: np.ndarray, axes, frequency: np.ndarray) -> np.ndarray:
 
 
 def _keeps_up(volume, lattice: PlaneLattice, options: FactoriseOptions, found: Factorisation, device) -> bool:
-    """Whether another lattice is as good when the search has chosen its support and form of S, long before the fit is at its end."""
+    """Whether another lattice is as good once its search has chosen support and form of S, long before the fit is at its end."""
     held = held_out(found.used, options).cpu().numpy()
     seen = volume.replace(mask=np.array(volume.mask) & ~held)
     return coarse_fit(seen, lattice, options, device, whole=True)[0] > max(found.evidence.values())
