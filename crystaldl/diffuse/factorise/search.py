@@ -161,15 +161,15 @@ class Fit:
         start = replace(factors.state, b=torch.as_tensor(np.interp(self.knots, plain, factors.state.b.cpu().numpy()),
                                                          device=factors.state.b.device))
         again = self.grown(valid, first[0], first[1], self.solve(valid, first[0], first[1], start, tolerance=SEARCH_TOLERANCE))
-        found = again[0], first[1], again[1], first[3]
+        if again[1].evidence < factors.evidence + SUPPORT_GAIN:
+            self.knots = plain
+            return first
         if again[0] > 1.001 * self.supports()[0]:
             # rings may have driven D to a support on which it takes periodic factors from S
             fresh = self.choose(valid)
-            found = fresh if fresh[2].evidence > again[1].evidence else found
-        if found[2].evidence > factors.evidence + SUPPORT_GAIN:
-            return found
-        self.knots = plain
-        return first
+            if fresh[2].evidence > again[1].evidence:
+                return fresh
+        return again[0], first[1], again[1], first[3]
 
     def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """Form of S and support of the largest evidence.
