@@ -42,7 +42,7 @@ def test_rings_do_not_leave_a_wide_support_behind(monkeypatch):
     """Rings that D took for its own on a wide support are found later: the search must come back from there."""
     volume, d, s = molecular_plane()
     q = volume.q() / volume.q().max()
-    data = d * s + 0.2 * d.max() * np.exp(-0.5 * ((q - 0.45) / 0.008) ** 2)
+    data = d * s + 0.2 * d.max() * np.exp(-0.5 * ((q - 0.45) / 0.03) ** 2)
     own = arrays_of(volume.replace(data=data), plane_lattice(volume), torch.device("cpu"))
     fit = Fit(own, FactoriseOptions(links=("linear",)), 20.0)
     widest, choose, calls = fit.supports()[2], fit.choose, []
