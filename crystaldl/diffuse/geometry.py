@@ -182,6 +182,20 @@ def denominators(dual: np.ndarray) -> tuple[int, ...]:
     return tuple(out)
 
 
+def axis_scales(dual: np.ndarray) -> np.ndarray:
+    """What to divide the coordinates' frequencies by so that `denominators` finds integers, where lattice rows run along the axes.
+
+    1 where the frequencies are rational already, or where nothing makes them so; the longest along the axis otherwise (pixels,
+    or a unit that has nothing to do with the cell).
+    """
+    out = np.ones(dual.shape[1])
+    for i, (column, known) in enumerate(zip(dual.T, denominators(dual), strict=True)):
+        longest = float(np.abs(column).max())
+        if not known and longest > 0 and denominators(column[:, None] / longest)[0]:
+            out[i] = longest
+    return out
+
+
 def half_space(index: np.ndarray, *, zero: bool = True) -> np.ndarray:
     """Which integer vectors (n, ndim) to keep so that of r and −r only one stays: first non-zero index positive.
 

@@ -10,6 +10,7 @@ import pytest
 
 from crystaldl.diffuse.geometry import (
     allowed,
+    axis_scales,
     centring_vectors,
     denominators,
     half_space,
@@ -231,6 +232,13 @@ def test_half_space_and_denominators():
     assert denominators(np.array([[0.5, 0.0], [0.0, 1 / 3]])) == (2, 3)
     assert denominators(np.array([[0.5, 0.25], [0.5, -0.25]])) == (2, 4)
     assert denominators(np.array([[0.1234567, 0.0], [0.0, 1.0]])) == (0, 1)
+
+
+def test_units_in_which_frequencies_are_integers():
+    centred = np.array([[0.1234567, 0.0731], [0.1234567, -0.0731]])
+    assert axis_scales(centred) == pytest.approx([0.1234567, 0.0731]) and denominators(centred / axis_scales(centred)) == (1, 1)
+    assert axis_scales(np.array([[0.5, 0.0], [0.25, 1 / 3]])) == pytest.approx([1.0, 1.0]), "rational as they are"
+    assert axis_scales(np.array([[0.1234567, 0.0], [0.031, 1.0]])) == pytest.approx([1.0, 1.0]), "rows across the axes"
 
 
 def test_centrings():

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crystaldl.diffuse.factorise.lattice_peaks import finer_lattices, lattice_points, likely_lattices, reduced
+from crystaldl.diffuse.factorise import lattice_search
+from crystaldl.diffuse.factorise.lattice_peaks import (
+    coarser_lattices,
+    finer_lattices,
+    lattice_points,
+    likely_lattices,
+    reduced,
+)
 from crystaldl.diffuse.factorise.lattice_search import _laid, find_centre, find_lattice
 from crystaldl.diffuse.factorise.solver import FactoriseOptions
 from crystaldl.diffuse.separate import separate
@@ -70,7 +77,36 @@ def test_a_lattice_whose_points_stand_out_little():
     assert found == pytest.approx(np.rint(found), abs=0.03) and abs(np.linalg.det(found)) == pytest.approx(1.0, abs=0.02)
 
 
+def test_lattices_in_another():
+    """3 of index 2 and 4 of index 3, each of whose vectors belongs to the first."""
+    dual = np.array([[0.05, 0.003], [-0.01, 0.06]])
+    area = abs(np.linalg.det(dual))
+    found = coarser_lattices(dual)
+    assert sorted(round(abs(np.linalg.det(other)) / area) for other in found) == [2] * 3 + [3] * 4
+    for k, other in enumerate(found):
+        turn = other @ np.linalg.inv(dual)
+        assert turn == pytest.approx(np.rint(turn), abs=1e-9)
+        for earlier in found[:k]:
+            between = other @ np.linalg.inv(earlier)
+            assert np.abs(between - np.rint(between)).max() > 0.1
+
+
+@pytest.mark.parametrize("index", [2, 4])
+def test_from_a_lattice_that_holds_the_true_one(monkeypatch, index):
+    """Bonds that are nearly a fraction of a lattice vector make such a lattice the likeliest by the transform."""
+    volume = far_ordered({(1, 0): -0.1, (0, 1): -0.08, (1, 1): 0.06, (2, 0): 0.05, (1, 2): 0.03})
+    finer = np.diag([1.0 / PERIOD, 1.0 / PERIOD]) / np.array([[2.0], [index / 2.0]])
+    monkeypatch.setattr(lattice_search, "likely_lattices", lambda *_: [finer])
+    nodes = find_lattice(volume, FactoriseOptions(links=("linear",)), centre=find_centre(volume))
+    assert abs(np.linalg.det(nodes)) == pytest.approx(PERIOD**2, rel=2e-3)
+
+
 def test_nodes_are_laid_on_the_pixels():
+    hexagonal = np.linalg.inv(np.array([[20.0, 34.64], [20.0, -34.64]]) + 0.02).T
+    nodes = _laid(hexagonal, (256, 256))
+    assert np.unique(np.abs(nodes).round(9)).size == 2 and abs(np.linalg.det(nodes)) == pytest.approx(2 * 20 * 34.64, rel=3e-3)
+    turn = np.array([[1.0, 0.012], [-0.012, 1.0]])          # 3 pixels over the plane: really turned
+    assert _laid(np.diag([0.05, 0.04]) @ turn, (256, 256))[0, 1] != 0
     nodes = _laid(np.array([[0.05, 1e-5], [0.0, 0.04]]), (256, 256))
     assert nodes == pytest.approx(np.diag([20.0, 25.0]), rel=1e-3) and nodes[0, 1] == nodes[1, 0] == 0
     assert _laid(np.array([[0.3, 0.0], [0.0, 0.05]]), (256, 256)) is None

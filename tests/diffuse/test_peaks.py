@@ -158,4 +158,7 @@ def test_waves_over_a_cell():
     u = np.stack(np.meshgrid(*(np.arange(k) / k for k in cell.shape), indexing="ij"), -1).reshape(-1, 2)
     phase = 2 * np.pi * u @ order.numpy().T
     assert cell.waves.numpy() == pytest.approx(np.where(sine.numpy(), np.sin(phase), np.cos(phase)), abs=1e-12)
+    values, field = torch.tensor([0.3, -0.7, 0.2]).double(), torch.rand(len(u), generator=torch.Generator().manual_seed(1)).double()
+    assert cell.series(values).numpy() == pytest.approx((cell.waves @ values).numpy(), abs=1e-12)
+    assert cell.project(field).numpy() == pytest.approx((cell.waves * field[:, None]).mean(0).numpy(), abs=1e-12)
     assert cell.shape == (12, 16)

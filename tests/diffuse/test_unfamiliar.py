@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from crystaldl.diffuse.blank import blank_pixels
+from crystaldl.diffuse.factorise import centring
 from crystaldl.diffuse.factorise.centring import centred_lattices
 from crystaldl.diffuse.factorise.unknowns import RESOLVED, SAME, arrays_of, finest, order_functions, shortest_vector
 from crystaldl.diffuse.geometry import plane_lattice
@@ -90,6 +91,27 @@ def test_a_primitive_lattice_stays_primitive(monkeypatch):
     assert separate(volume, progress=False).centring == "P"
     monkeypatch.setattr("crystaldl.diffuse.separate.factorise_centred", None)       # not asked where the centring is given
     assert separate(volume, centring="P", background=0, links=("linear",), progress=False).centring == "P"
+
+
+def test_a_centring_that_falls_behind_is_given_up(monkeypatch):
+    """A brief fit may like another lattice by chance; the full one is not made where the search already says no."""
+    volume, d, s = plane(np.linspace(-2, 2, 61), np.linspace(-2, 2, 61), ORDER)
+    volume = volume.replace(data=np.random.default_rng(5).poisson(d * s * 3.0) / 3.0)
+    asked, whole, brief = [], [], centring.coarse_fit
+
+    def liked(own, lattice, *rest, **options):
+        if not options.get("whole"):
+            asked.append(lattice)
+            return float(len(asked)), lattice.nodes
+        whole.append(brief(own, lattice, *rest, **options)[0])
+        return whole[-1], lattice.nodes
+
+    monkeypatch.setattr(centring, "promising", lambda *_: True)
+    monkeypatch.setattr(centring, "coarse_fit", liked)
+    monkeypatch.setattr(centring, "factorise", None)
+    parts = separate(volume, links=("linear",), background=0, progress=False)
+    assert parts.centring == "P" and len(asked) > 1 and len(whole) == 1
+    close(parts, d, s, rms=0.2, correlation=0.99)
 
 
 def test_centrings_that_a_plane_tells_apart():

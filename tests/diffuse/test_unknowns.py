@@ -20,6 +20,7 @@ from crystaldl.diffuse.geometry import plane_lattice
 from crystaldl.diffuse.volume import DiffuseVolume
 
 from .test_gauss_newton import example
+from .test_peaks import plane as molecular_plane
 
 CELL = (6.0, 6.0, 7.0, 90, 90, 90)
 
@@ -32,6 +33,32 @@ def plane(n=96, reach=4.5):
 def atoms(q):
     """Square of a scattering factor with a Debye-Waller factor."""
     return (3.0 * np.exp(-0.9 * q**2 / 4) + 2.0 * np.exp(-0.1 * q**2 / 4)) ** 2 * np.exp(-0.05 * q**2)
+
+
+# ---------------------------------------------------------------- rings
+
+
+def test_rings_do_not_leave_a_wide_support_behind(monkeypatch):
+    """Rings that D took for its own on a wide support are found later: the search must come back from there."""
+    volume, d, s = molecular_plane()
+    q = volume.q() / volume.q().max()
+    data = d * s + 0.2 * d.max() * np.exp(-0.5 * ((q - 0.45) / 0.03) ** 2)
+    own = arrays_of(volume.replace(data=data), plane_lattice(volume), torch.device("cpu"))
+    fit = Fit(own, FactoriseOptions(links=("linear",)), 20.0)
+    widest, choose, calls = fit.supports()[2], fit.choose, []
+
+    def misled(valid):
+        calls.append(len(fit.knots))
+        if len(calls) > 1:
+            return choose(valid)
+        best = fit.solve(valid, widest, "linear", iterations=6)
+        return widest, "linear", best, {"linear": best.evidence}
+
+    monkeypatch.setattr(fit, "choose", misled)
+    support, _, found, _ = fit.search(own.valid)
+    assert len(calls) == 2 and calls[1] > calls[0], "once more, with narrow background functions"
+    assert support < widest
+    assert np.corrcoef(found.fields.order.numpy().ravel(), s.ravel())[0, 1] > 0.9999
 
 
 # ---------------------------------------------------------------- envelope

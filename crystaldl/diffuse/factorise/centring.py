@@ -17,7 +17,7 @@ from ..geometry import PlaneLattice, plane_lattice, vectors_within
 from .finer import REPEATS
 from .lattice_search import coarse_fit
 from .search import SUPPORT_GAIN
-from .solver import Factorisation, FactoriseOptions, factorise
+from .solver import Factorisation, FactoriseOptions, factorise, held_out
 
 CENTRED = "CABIF"               # tried in this order; of those that a plane cannot tell apart, the first
 PERFECT = 1e-3                  # R free that leaves nothing to explain
@@ -88,6 +88,13 @@ def _sums(weight: np.ndarray, axes, frequency: np.ndarray) -> np.ndarray:
     return ((weight @ columns) * rows).sum(0)
 
 
+def _keeps_up(volume, lattice: PlaneLattice, options: FactoriseOptions, found: Factorisation, device) -> bool:
+    """Whether another lattice is as good once its search has chosen support and form of S, long before the fit is at its end."""
+    held = held_out(found.used, options).cpu().numpy()
+    seen = volume.replace(mask=np.array(volume.mask) & ~held)
+    return coarse_fit(seen, lattice, options, device, whole=True)[0] > max(found.evidence.values())
+
+
 def factorise_centred(volume, lattice: PlaneLattice, options: FactoriseOptions, found: Factorisation, *,
                       device: torch.device | str = "cpu") -> Factorisation:
     """The factorisation of a plane with another centring, where the evidence is for it; otherwise ``found``.
@@ -109,7 +116,9 @@ def factorise_centred(volume, lattice: PlaneLattice, options: FactoriseOptions, 
         return found
     # the same pixels for all: what was left out around the nodes of the primitive lattice takes in those of the others
     used = volume.replace(mask=found.used.cpu().numpy())
-    quick = replace(options, links=("reciprocal",), background=0, polish=False, support=None, reach=None)
+    # both forms of S: one alone may not have got anywhere with the lattice that is right, and the full fit is dear
+    links = tuple(link for link in options.links if link != "positive") or options.links
+    quick = replace(options, links=links, background=0, polish=False, support=None, reach=None)
     small = used.rebin(2) if min(volume.shape) >= 160 else used
     level = coarse_fit(small, lattice, quick, device)[0]
     best = None
@@ -119,7 +128,10 @@ def factorise_centred(volume, lattice: PlaneLattice, options: FactoriseOptions, 
             best, level = name, value
     if best is None:
         return found
-    again = factorise(used, plane_lattice(volume, best), replace(options, centring=best, bragg=None), device=device)
+    other, own = plane_lattice(volume, best), replace(options, centring=best, bragg=None)
+    if found.problem.peaks is None and not _keeps_up(used, other, own, found, device):
+        return found
+    again = factorise(used, other, own, device=device)
     if again.factors.evidence < found.factors.evidence + SUPPORT_GAIN:
         return found
     return replace(again, bragg_radius=found.bragg_radius)

@@ -81,7 +81,7 @@ class Problem:
         """Prior precision of the series' coefficients that :meth:`guard` adds at a state."""
         if self.hidden is None:
             return None
-        spread = float((2.0 * self.cell.waves[self.seen] @ state.alpha).var())
+        spread = float((2.0 * self.cell.series(state.alpha)[self.seen]).var())
         return self.hidden / max(GUARD * spread, 0.25)
 
     # ------------------------------------------------------------------ forward
@@ -106,7 +106,7 @@ class Problem:
         """Mean of the unnormalised order over a cell; infinite where the series leaves the domain of the link."""
         if self.settings.link == "linear":
             return 1.0
-        series = 1.0 + 2.0 * self.cell.waves @ alpha
+        series = 1.0 + 2.0 * self.cell.series(alpha)
         if self.settings.link == "reciprocal" and float(series.min()) < 1e-3:
             return math.inf
         return float(LINKS[self.settings.link](series)[0].mean())

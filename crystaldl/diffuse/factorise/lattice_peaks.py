@@ -107,6 +107,15 @@ def finer_lattices(dual: np.ndarray) -> list[np.ndarray]:
     return out
 
 
+def coarser_lattices(dual: np.ndarray) -> list[np.ndarray]:
+    """The lattices that have the index 2 or 3 in one."""
+    a, b = dual
+    out = []
+    for n in INDICES:
+        out += [reduced(n * a, b + k * a) for k in range(n)] + [reduced(a, n * b)]
+    return out
+
+
 def fitted(size: np.ndarray, f0: np.ndarray, f1: np.ndarray, dual: np.ndarray) -> np.ndarray:
     """A lattice laid through the maxima nearest to its points, further and further out."""
     for reach in REACHES:

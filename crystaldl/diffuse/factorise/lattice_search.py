@@ -3,13 +3,15 @@
 The order makes the intensity repeat; the form factor makes it fade. The Fourier transform of the intensity over its
 smooth envelope (a two-dimensional ΔPDF in units of 1/pixel) therefore has peaks at the lattice vectors, on top of the
 short interatomic vectors. The lattices on whose points it stands out (`lattice_peaks`) go through a coarse factorisation each.
-Where another than the likeliest does better there, both go through a finer one, and the likeliest is taken unless the other has
-a far larger evidence.
+
+An interatomic vector that is nearly a simple fraction of a lattice vector puts strong points between those of the lattice, at
+every distance, so the likeliest lattice may hold the true one with an index of 2 to 18. Therefore the lattices that have the
+index 2 or 3 in the best go through the same, for as long as one of them is better. Factorisation tells them apart by far: what
+is between two lattice points is the form factor's then, at any distance.
 """
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 
 from ...errors import DataError
 from ..geometry import PlaneLattice, pixel_lattice, reduce_basis
-from .lattice_peaks import likely_lattices
+from .lattice_peaks import BEHIND, coarser_lattices, lattice_evidence, likely_lattices, standing_out
 from .search import FIRST_SUPPORT, Fit
 from .unknowns import arrays_of, default_reach, largest_support
 
@@ -26,10 +28,15 @@ SEEDS = 6                       # lattices that are tried by a factorisation
 SHORTEST = 3.0                  # repeats an extent: a cell must repeat at least so often along its rows
 CLOSEST = 7.0                   # pixels between nodes, at least
 CENTRED = 0.6                   # of the typical difference of opposite pixels: what the centre must stay below
-FINALISTS = 3                   # cells compared once more, with more order parameters
-GAIN = 0.25                     # log evidence a pixel that a later, less likely cell must win
+ROUNDS = 5                      # from a lattice to a coarser one, at most
+CLOSE = 0.06                    # log evidence a pixel within which a brief fit does not decide
+WIDEST = 2.0                    # cells: support up to which a brief fit goes, for molecules longer than a cell
+FINALISTS = 3                   # of those, that are compared once more
 DRIFT = 0.01                    # of the cell: what a brief fit may change of it before it is thought to have run astray
-SNAP = 0.6                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
+SNAP = 1.2                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
+
+
+NO_REPEAT = "no repeat stands out in the plane, so its lattice cannot be found; expected the lattice to be given."
 
 
 def find_centre(volume, reach: float = 6.0) -> np.ndarray | None:
@@ -84,42 +91,70 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
     """
     flat, _ = flattened(volume)
     transform = _transform(flat, volume.axes)
+    size = np.abs(standing_out(transform))
     cells = likely_lattices(transform, SHORTEST / min(volume.shape), SEEDS)
-    tried: list[np.ndarray] = []
-    for nodes in (_laid(cell, volume.shape) for cell in cells):
-        if nodes is not None and not any(_same(nodes, known, volume.shape) for known in tried):
-            tried.append(nodes)
-    if not tried:
-        raise DataError("no repeat stands out in the plane, so its lattice cannot be found; expected the lattice to be given.")
+    if not cells:
+        raise DataError(NO_REPEAT)
+    least = BEHIND * lattice_evidence(size, *transform[1:], cells[0])
     coarse = volume.rebin(2) if min(volume.shape) >= 160 else volume
-    links = tuple(link for link in options.links if link != "linear") or options.links
-    quick = replace(options, links=links, background=0, polish=True)
-    scale = 1.0 / math.sqrt(abs(np.linalg.det(tried[0])))
-    found = [coarse_fit(coarse, pixel_lattice(nodes, centre), quick, device, scale=scale) for nodes in tried]
-    # the likeliest by its points is believed unless a brief fit likes another better; that may not have converged
-    rivals = sorted((entry for entry in found[1:] if entry[0] > found[0][0]), key=lambda entry: -entry[0])[: FINALISTS - 1]
-    if not rivals:
-        return found[0][1]
-    finalists = [found[0], *rivals]
-    # at full resolution, all forms of S and every order parameter there is room for
-    found = [coarse_fit(volume, pixel_lattice(nodes, centre), quick, device, whole=True, scale=scale) for _, nodes in finalists]
-    best = found[0]
-    for other in found[1:]:
-        if other[0] > best[0] + GAIN * float(volume.mask.sum()):
-            best = other
-    return best[1]
+    links = tuple(link for link in options.links if link != "positive") or options.links
+    quick = replace(options, links=links, background=0, polish=True, support=None, reach=None)
+    tried: list[tuple[float, np.ndarray, np.ndarray]] = []
+
+    def attempt(dual: np.ndarray) -> None:
+        nodes = _laid(dual, volume.shape)
+        if nodes is not None and not any(_same(nodes, known, volume.shape) for _, known, _ in tried):
+            value, refined = coarse_fit(coarse, pixel_lattice(nodes, centre), quick, device)
+            tried.append((value, nodes, refined))
+
+    for dual in cells:
+        attempt(dual)
+    if not tried:
+        raise DataError(NO_REPEAT)
+    for _ in range(ROUNDS):
+        best = max(tried, key=lambda entry: entry[0])
+        for dual in coarser_lattices(np.linalg.inv(best[1]).T):
+            if lattice_evidence(size, *transform[1:], dual) >= least:
+                attempt(dual)
+        if max(tried, key=lambda entry: entry[0]) is best:
+            break
+    return _decided(volume, [entry for entry in tried if entry[0] > best[0] - CLOSE * float(coarse.mask.sum())],
+                    replace(quick, links=options.links), centre, device)
+
+
+def _decided(volume, found: list[tuple[float, np.ndarray, np.ndarray]], options, centre, device) -> np.ndarray:
+    """The best of lattices that a brief fit can hardly tell apart, by a longer one at full resolution."""
+    found = sorted(found, key=lambda entry: -entry[0])[:FINALISTS]
+    if len(found) == 1:
+        return found[0][2]
+    return max((coarse_fit(volume, pixel_lattice(nodes, centre), options, device, whole=True) for _, nodes, _ in found),
+               key=lambda entry: entry[0])[1]
 
 
 def _laid(dual: np.ndarray, shape) -> np.ndarray | None:
     """Nodes in pixels, laid on pixel axes where they nearly are; None where they are too close or too far apart."""
     rows = reduce_basis(_combinations(dual), np.eye(2))
-    nodes = np.linalg.inv(rows).T
-    stray = np.abs(nodes - np.diag(np.diag(nodes))) / np.abs(np.diag(nodes))[:, None] * np.array(shape)
-    if np.all(stray < SNAP * 8):
-        nodes = np.diag(np.abs(np.diag(nodes)))
+    nodes = _along_axes(np.linalg.inv(rows).T, shape)
     nodes = reduce_basis(_combinations(nodes), np.eye(2))
     length = np.linalg.norm(nodes, axis=1)
     return nodes if length.min() >= CLOSEST and length.max() * SHORTEST <= max(shape) else None
+
+
+def _along_axes(nodes: np.ndarray, shape) -> np.ndarray:
+    """The same nodes, on the pixel axes where those of a rectangular or a centred rectangular lattice nearly are."""
+    around = _combinations(nodes)
+    edges = []
+    for i in (0, 1):
+        along = around[(np.abs(around[:, 1 - i]) * shape[i] < SNAP * around[:, i]) & (around[:, i] > 0)]
+        if not len(along):
+            return nodes
+        edges.append(float(along[:, i].min()))
+    number = edges[0] * edges[1] / abs(np.linalg.det(nodes))
+    if abs(number - round(number)) > 0.05 or round(number) not in (1, 2):
+        return nodes
+    if round(number) == 1:
+        return np.diag(edges)
+    return 0.5 * np.array([[edges[0], edges[1]], [edges[0], -edges[1]]])
 
 
 def _same(a: np.ndarray, b: np.ndarray, shape) -> bool:
@@ -128,20 +163,21 @@ def _same(a: np.ndarray, b: np.ndarray, shape) -> bool:
     return bool(np.all(np.abs(u - np.round(u)) < 0.25 / repeats) and abs(abs(np.linalg.det(np.round(u))) - 1) < 1e-6)
 
 
-def coarse_fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = False,
-               scale: float | None = None) -> tuple[float, np.ndarray]:
-    """Evidence of a brief factorisation with these nodes, and the nodes as refined.
+def coarse_fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = False) -> tuple[float, np.ndarray]:
+    """Evidence of a factorisation with these nodes, brief or ``whole`` as it is at full length, and the nodes as refined.
 
-    ``scale`` is the cell in units of which support and reach are chosen, the same for lattices that are compared.
+    Support and reach are those of the lattice's own cell: a molecule fits into the right one, and not into a part of it.
     """
     arrays = arrays_of(volume, lattice, torch.device(device))
-    cell = arrays.cell if scale is None else scale
-    reach = default_reach(arrays) if whole else min(default_reach(arrays), 4.5 * cell)
-    reach = max(reach, 1.01 * float(lattice.length(lattice.dual).max()))
-    fit = Fit(arrays, options, reach)
-    support = min(FIRST_SUPPORT * cell, 0.7 * largest_support(arrays))
-    found = [fit.solve(arrays.valid, support, link, iterations=12 if whole else 10, tolerance=5e-3) for link in options.links]
-    best = max(found, key=lambda factors: factors.evidence)
+    if whole:
+        best = Fit(arrays, options, default_reach(arrays)).choose(arrays.valid)[2]
+    else:
+        reach = max(min(default_reach(arrays), 4.5 * arrays.cell), 1.01 * float(lattice.length(lattice.dual).max()))
+        fit = Fit(arrays, options, reach)
+        support = min(FIRST_SUPPORT * arrays.cell, 0.7 * largest_support(arrays))
+        found = [fit.solve(arrays.valid, support, link, iterations=10, tolerance=5e-3) for link in options.links]
+        link, best = max(zip(options.links, found, strict=True), key=lambda pair: pair[1].evidence)
+        best = fit.grown(arrays.valid, support, link, best, WIDEST * arrays.cell)[1]
     start, end = arrays.grid.to_lattice.cpu().numpy(), best.state.grid.to_lattice.cpu().numpy()
     moved = start @ np.linalg.inv(end)
     return best.evidence, lattice.nodes @ (moved if np.abs(moved - np.eye(len(moved))).max() < DRIFT else np.eye(len(moved)))

@@ -28,9 +28,9 @@ def order_parameters(problem: Problem, alpha: Tensor) -> tuple[Tensor, Tensor]:
     if problem.settings.link == "linear":
         return alpha, torch.eye(len(alpha), dtype=alpha.dtype, device=alpha.device)
     waves = problem.cell.waves
-    order, slope = LINKS[problem.settings.link](1.0 + 2.0 * waves @ alpha)
+    order, slope = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell.series(alpha))
     mean = order.mean()
-    value = (waves * order[:, None]).mean(0) / mean
+    value = problem.cell.project(order) / mean
     change = 2.0 * (waves.T * slope) @ waves / len(order) / mean
-    drift = 2.0 * (waves * slope[:, None]).mean(0) / mean
+    drift = 2.0 * problem.cell.project(slope) / mean
     return value, change - value[:, None] * drift

@@ -161,10 +161,15 @@ class Fit:
         start = replace(factors.state, b=torch.as_tensor(np.interp(self.knots, plain, factors.state.b.cpu().numpy()),
                                                          device=factors.state.b.device))
         again = self.grown(valid, first[0], first[1], self.solve(valid, first[0], first[1], start, tolerance=SEARCH_TOLERANCE))
-        if again[1].evidence > factors.evidence + SUPPORT_GAIN:
-            return again[0], first[1], again[1], first[3]
-        self.knots = plain
-        return first
+        if again[1].evidence < factors.evidence + SUPPORT_GAIN:
+            self.knots = plain
+            return first
+        if again[0] > 1.001 * self.supports()[0]:
+            # rings may have driven D to a support on which it takes periodic factors from S
+            fresh = self.choose(valid)
+            if fresh[2].evidence > again[1].evidence:
+                return fresh
+        return again[0], first[1], again[1], first[3]
 
     def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """Form of S and support of the largest evidence.
@@ -205,7 +210,7 @@ class Fit:
         if "linear" not in found:
             return True
         problem = self.problem(valid, support, "linear", polish=False)[0]
-        series = 1.0 + 2.0 * problem.cell.waves @ found["linear"].state.alpha
+        series = 1.0 + 2.0 * problem.cell.series(found["linear"].state.alpha)
         return float((series < DARK).double().mean()) > DARK_SHARE
 
     def finer(self, valid: Tensor, chosen: tuple[float, str, Factors, dict[str, float]]) -> tuple[Fit, tuple]:
@@ -297,14 +302,14 @@ class Fit:
     def _translated(self, valid: Tensor, support: float, first: str, link: str, state: State) -> State:
         """The state of one link as the start of another: its S, or the logarithm or reciprocal of it, as a series."""
         problem, scratch = self.problem(valid, support, link, polish=False)
-        waves = problem.cell.waves
-        series = 1.0 + 2.0 * waves @ state.alpha
+        cell = problem.cell
+        series = 1.0 + 2.0 * cell.series(state.alpha)
         order = LINKS[first](series)[0]
         order = order / order.mean()
         target = {"linear": order, "positive": order, "log": 1.0 + order.clamp(min=LOWEST).log(),
                   "reciprocal": 1.0 / order.clamp(min=LOWEST)}[link]
         target = target / target.mean() if link == "reciprocal" else target - target.mean() + 1.0
-        alpha = (waves * target[:, None]).mean(0) / (2.0 * waves.square().mean(0))
+        alpha = cell.project(target)        # the mean square of a wave is a half
         for _ in range(12):                 # the truncated series must stay where the link is defined
             if math.isfinite(problem.cell_mean(alpha)):
                 break

@@ -128,7 +128,7 @@ def _node_spacing(lattice: PlaneLattice, steps: np.ndarray) -> float:
     return float(np.linalg.norm(lattice.nodes / steps, axis=1).min())
 
 
-def _held_out(valid: Tensor, options: FactoriseOptions, block: int = 4) -> Tensor:
+def held_out(valid: Tensor, options: FactoriseOptions, block: int = 4) -> Tensor:
     """Random blocks of pixels that the choice of the link does not see, bool."""
     if options.holdout == 0.0:
         return torch.zeros_like(valid)
@@ -204,7 +204,7 @@ def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = Factori
         if int(clear.sum()) < FEWEST:
             raise DataError(f"bragg is {radius:g} pixels, which leaves {int(clear.sum())} pixels; expected at least {FEWEST}.")
     report("search")
-    held = _held_out(clear, options)
+    held = held_out(clear, options)
     chosen, problem, final = fit.finish(clear, held, report)
     if options.robust and outlying(final, clear) > FEW_OUTLIERS:
         # residues that some order or background explains hold on to an envelope: the other one may not be caught by them

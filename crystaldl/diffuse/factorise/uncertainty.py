@@ -47,7 +47,7 @@ def hidden_mode(problem: Problem, state: State) -> HiddenMode | None:
     """What is not known of the part of the cell that no pixel sees; None where all of it is seen."""
     if problem.hidden is None:
         return None
-    order = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell.waves @ state.alpha)[0]
+    order = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell.series(state.alpha))[0]
     order = order / order.mean()
     hidden = ~problem.seen
     level = order[hidden].mean()
@@ -56,7 +56,7 @@ def hidden_mode(problem: Problem, state: State) -> HiddenMode | None:
     grid = state.grid
     parts = tuple(m // s for m, s in zip(grid.divisions, problem.basis.stride, strict=True))
     inside = hidden[cell_place(grid.coordinates().flatten(1), parts, problem.cell.shape)].reshape(grid.shape).double()
-    return HiddenMode(float(hidden.double().mean()), spread, inside, problem.cell.waves[hidden].sum(0) / len(hidden))
+    return HiddenMode(float(hidden.double().mean()), spread, inside, problem.cell.project(hidden.double()))
 
 
 def _rim(hidden: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -131,8 +131,8 @@ def mean_drift(problem: Problem, alpha: Tensor) -> Tensor:
     """Relative change of the unnormalised mean of S over a cell with the coefficients of its series."""
     if problem.settings.link == "linear":
         return torch.zeros_like(alpha)
-    order, slope = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell.waves @ alpha)
-    return 2.0 * (problem.cell.waves * slope[:, None]).mean(0) / order.mean()
+    order, slope = LINKS[problem.settings.link](1.0 + 2.0 * problem.cell.series(alpha))
+    return 2.0 * problem.cell.project(slope) / order.mean()
 
 
 def order_covariance(problem: Problem, factors: Factors) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from ...errors import DataError
-from ..geometry import PlaneLattice, denominators, vectors_within
+from ..geometry import PlaneLattice, axis_scales, denominators, vectors_within
 from .fourier import FourierGrid, cell_place
 from .states import Basis, State
 
@@ -61,9 +61,12 @@ def arrays_of(volume, lattice: PlaneLattice, device: torch.device) -> Arrays:
     centre = np.zeros(volume.ndim) if lattice.centre is None else lattice.centre
     axes = tuple(torch.as_tensor(axis - c, dtype=torch.float64, device=device)
                  for axis, c in zip(volume.axes, centre, strict=True))
-    parts, ndim = denominators(lattice.dual), volume.ndim
+    ndim = volume.ndim
+    scale = axis_scales(lattice.dual)
+    dual = lattice.dual / scale
+    parts = denominators(dual)
     if all(parts):
-        to_lattice, dual, metric = np.eye(ndim), lattice.dual, lattice.metric
+        to_lattice, metric = np.diag(scale), lattice.metric * np.outer(scale, scale)
     else:                                   # lattice rows run across the pixels
         to_lattice, dual, parts = lattice.dual.T, np.eye(ndim), (1,) * ndim
         metric = lattice.dual @ lattice.metric @ lattice.dual.T
