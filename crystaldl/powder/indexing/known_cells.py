@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .autoindex import IndexOptions, LineTable, Pool, unexplained
+from .autoindex import IndexOptions, LineTable, Pool, misfits
 from .bravais import cell_of
 from .evidence import Evidence, Lattice
 from .trials import line_table_of
@@ -13,8 +13,12 @@ __all__ = ["belief", "unexplained_shares"]
 
 #: factors on the edges that a search begins with: solid solutions and thermal expansion
 STRETCHES = (1.0, 0.995, 1.005, 0.985, 1.015)
-#: refinements in turn: low-angle lines, and systematic errors of lines (degrees) in two rounds
+#: refinements in turn, on the strongest lines and on those of low angle (how many), and systematic errors of lines (degrees) in
+#: two rounds each
+STRONGEST, STRONG_STAGES = 12, ((0.15, 0.06), (0.06, 0.03))
 STAGES = ((10, (0.15, 0.06)), (20, (0.06, 0.03)), (40, (0.03, 0.012)))
+#: standard deviations that a line may be off, and systematic errors (degrees): of strains, displacement, what a fit has left
+TOLERANCE, SYSTEMATIC = 3.5, 0.02
 #: share of the lines' height, beyond what the best lattice leaves unexplained, at which a cell is half believed, and how
 #: sharply: the cells of crystals in measured patterns left less than 0.3, those of wrongly recognised ones 0.4 to 0.9
 HALF, SHARPNESS = 0.35, 0.04
@@ -22,7 +26,8 @@ _OPTIONS = IndexOptions(impurities=3.0)
 
 
 def _share(lattice: Lattice, lines: LineTable, height: np.ndarray) -> float:
-    return float(height[unexplained(lattice, lines)].sum() / height.sum())
+    far = misfits(lattice, lines) > TOLERANCE * np.hypot(1.5 * lines.sigma, SYSTEMATIC)
+    return float(height[far].sum() / height.sum())
 
 
 def _lines(peaks: np.ndarray) -> tuple[LineTable, np.ndarray]:
@@ -39,12 +44,18 @@ def unexplained_shares(cells: Pool, peaks: np.ndarray) -> np.ndarray:
     peaks : (m, 4) as `crystaldl.powder.line_scales.search_lines` gives them, m ≥ 4
     """
     (lines, height), n, out = _lines(peaks), len(STRETCHES), np.ones(len(cells))
+    strong = lines[np.sort(np.argsort(-height, kind="stable")[:STRONGEST])]
+    ways = [[(strong, floors) for floors in STRONG_STAGES], [(lines.head(count), floors) for count, floors in STAGES]]
     for i in range(len(cells)):
         g = np.stack([cells.g[i] / stretch**2 for stretch in STRETCHES])
-        tries = Pool(g, np.zeros(n), np.repeat(cells.bravais[i], n), np.zeros(n))
-        for count, floors in STAGES:
-            tries = tries.improve(lines.head(count), _OPTIONS, floors, 3.0, 5)
-        for name, metric, zero in zip(tries.bravais, tries.g, tries.zero, strict=True):
+        start = Pool(g, np.zeros(n), np.repeat(cells.bravais[i], n), np.zeros(n))
+        every = start
+        for way in ways:
+            tries = start
+            for chosen, floors in way:
+                tries = tries.improve(chosen, _OPTIONS, floors, 3.0, 5)
+                every += tries
+        for name, metric, zero in zip(every.bravais, every.g, every.zero, strict=True):
             out[i] = min(out[i], _share(Lattice(str(name), cell_of(metric), 0.0, float(zero)), lines, height))
     return out
 
