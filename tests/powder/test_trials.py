@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from crystaldl.powder.indexing.bravais import metric_of, niggli_cell
-from crystaldl.powder.indexing.trials import COINCIDENCE, Trial, _less_coincidences
+from crystaldl.powder.indexing.coincidences import COINCIDENCE
+from crystaldl.powder.indexing.trials import Trial, _less_coincidences
 
 
 def trial(bravais: str, cell, profile: float = 0.0) -> Trial:

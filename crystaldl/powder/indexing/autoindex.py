@@ -36,6 +36,7 @@ from .bravais import (
     sparser,
     system_of,
 )
+from .coincidences import owes
 from .trial_indices import CODES_F, CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRDS_C, THIRDS_P, ZONES_M
 
 __all__ = ["SYSTEMS", "IndexOptions", "Lattice", "LineTable", "Pool", "any_lattice", "common_zero", "convincing", "distinct",
@@ -441,7 +442,7 @@ def _finish(pool: Pool, found: list[Lattice], lines: LineTable, options: IndexOp
     missed = [float(lines.weight[unexplained(lattice, lines)].sum()) for lattice in found]
     kept: list[int] = []
     for i, lattice in enumerate(found):
-        copies = (j for j in kept if derivative_index(lattice.niggli, found[j].niggli))
+        copies = (j for j in kept if derivative_index(lattice.niggli, found[j].niggli) and not owes(found[j], lattice))
         if not any(missed[i] > missed[j] - 0.8 for j in copies):
             kept.append(i)
     report("done")

@@ -26,6 +26,7 @@ from .bravais import (
     niggli_cell,
     system_of,
 )
+from .coincidences import exact_multiples, owes, prices
 from .evidence import listed_lines
 from .sieve import Sieve, make_sieve
 from .trials import BEYOND, LEVEL, PROFILE_WEIGHT, WORTH, trial_lattices
@@ -112,7 +113,11 @@ def _scored(pool: Pool, sieve: Sieve, scale: float, lines: LineTable, options: I
         score, _ = allowed_score(name, pool.g[i], float(pool.zero[i]), lines, options)
         found.append(Lattice(name, cell, niggli, float(pool.zero[i]), score))
     profile = np.maximum(profile - profile.max(initial=-np.inf), -LEVEL)
-    scored = [replace(c, score=c.score + PROFILE_WEIGHT * p) for c, p in zip(found, profile, strict=True)]
+    pairs = exact_multiples([c.bravais for c in found], [c.niggli for c in found])
+    for i, j, _ in pairs:  # the larger lattice has all lines of the smaller one
+        profile[j] = max(profile[j], profile[i])
+    price = prices(pairs, len(found))
+    scored = [replace(c, score=c.score + PROFILE_WEIGHT * p - owed) for c, p, owed in zip(found, profile, price, strict=True)]
     order = sorted(range(len(scored)), key=lambda i: -scored[i].score)
     return [scored[i] for i in order], profile[order]
 
@@ -128,6 +133,7 @@ def _without_copies(found: list[Lattice], profile: np.ndarray, lines: LineTable)
         if not any(
             weight > w - WORTH and own <= p + BEYOND and derivative_index(lattice.niggli, other.niggli)
             for other, _, w, p in kept
+            if not owes(other, lattice)
         ):
             kept.append((lattice, lengths, weight, own))
     return [entry[0] for entry in kept]

@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from itertools import permutations
 
 import numpy as np
 
-from ...physics.lattice import cell_volume
 from ..prepare import AXIS_STEP, REFERENCE_WAVELENGTH
 from . import autoindex_kernels as kernels
 from .allowed_lines import allowed_score
@@ -36,7 +34,8 @@ from .autoindex import (
     sift,
     unexplained,
 )
-from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, same_lattice, sparser
+from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, sparser
+from .coincidences import exact_multiples, prices
 from .deep_search import as_primitive, descended, kin, lifted, low_symmetry, side_by_side
 from .quick_search import LATTICES, LatticeScores, excess_width, lattice_scores, reliability
 from .sieve import Sieve
@@ -61,9 +60,6 @@ KIN, DESCENDED = 30, 4
 WORTH = 0.8
 #: or the score of the sieve beyond that of the smaller one
 BEYOND = 10.0
-#: two lattices are one the multiple of the other where lengths agree so closely; log-likelihood of a free parameter that
-#: could be anything and yet is what the multiple of higher symmetry makes it
-EXACT, COINCIDENCE = 1e-3, 4.0
 #: error of a line's position as a share of its excess width
 BLEND = 0.3
 #: zero shift in degrees of a second search, and gain relative to that of the listed lines that makes it needless
@@ -253,26 +249,17 @@ def _niggli(trial: Trial) -> np.ndarray:
 
 
 def _less_coincidences(trials: list[Trial]) -> list[Trial]:
-    """Trials, those scored lower that owe their lines to a larger lattice of higher symmetry.
+    """Trials, those scored lower that owe their lines to a larger lattice of higher symmetry, see `coincidences`.
 
-    Of a cubic crystal with many weak lines a tetragonal sublattice may explain all that is seen, with fewer lines that are
-    not. But nothing makes its c/a exactly √2 or ½: that it is so speaks for the cubic lattice, whose score of the profile is
-    then that of the sublattice at least, since it has all of its lines.
+    The score of the profile of the larger one is then that of the sublattice at least, since it has all of its lines.
     """
-    cells = [_niggli(t) for t in trials]
-    volumes = [cell_volume(cell) for cell in cells]
-    own = [int(kernels.FREE[BRAVAIS[t.bravais][0]]) for t in trials]
-    # a lattice that is there in higher symmetry owes nothing more by being there in a lower one, too
-    free = [min(n for n, other in zip(own, cells, strict=True) if same_lattice(cell, other)) for cell in cells]
-    price, profile = np.zeros(len(trials)), np.array([t.profile for t in trials])
-    for i, j in permutations(range(len(trials)), 2):
-        more = free[i] - own[j]
-        if more > 0 and volumes[j] > 1.5 * volumes[i] and derivative_index(cells[j], cells[i], EXACT):
-            price[i] = max(price[i], COINCIDENCE * more)
-            profile[j] = max(profile[j], trials[i].profile)
+    pairs = exact_multiples([t.bravais for t in trials], [_niggli(t) for t in trials])
+    profile = [t.profile for t in trials]
+    for i, j, _ in pairs:
+        profile[j] = max(profile[j], trials[i].profile)
     return [
-        replace(t, score=t.score - p, allowed=t.allowed - p, profile=float(seen)) if p or seen > t.profile else t
-        for t, p, seen in zip(trials, price.tolist(), profile, strict=True)
+        replace(t, score=t.score - p, allowed=t.allowed - p, profile=seen) if p or seen > t.profile else t
+        for t, p, seen in zip(trials, prices(pairs, len(trials)).tolist(), profile, strict=True)
     ]
 
 
