@@ -273,6 +273,23 @@ def test_frameworks_with_large_cells(pattern, bravais, cell):
     assert all(c.volume <= 1500 * 1.02 * {"P": 1, "I": 2, "F": 4, "R": 3}[c.bravais[1]] for c in smaller)
 
 
+SUBLATTICES = {  # (true lattice, lattice that has all lines that are seen)
+    "boron nitride": ("hP", (2.504, 2.504, 6.661, 90, 90, 120), "oF", (2.504, 2.504 * np.sqrt(3), 6.661, 90, 90, 90)),
+    "spinel": ("cF", (8.15, 8.15, 8.15, 90, 90, 90), "hR", (8.15 / np.sqrt(8), 8.15 / np.sqrt(8), 8.15 * np.sqrt(3), 90, 90, 120)),
+}
+
+
+@pytest.mark.parametrize("name", SUBLATTICES)
+def test_a_special_metric_is_that_of_the_larger_lattice(pattern, name):
+    """Only those lines are seen that a sublattice of lower symmetry has, too: nothing would make its metric so special."""
+    bravais, cell, lower, smaller = SUBLATTICES[name]
+    others = lines_of(lower, smaller, 90)
+    seen = [x for x in lines_of(bravais, cell) if np.abs(others - x).min() < 0.005]
+    found = pattern.index(np.array(seen), progress=False)
+    assert found[0].bravais == bravais and found[0].lengths_angles == pytest.approx(cell, rel=1e-3)
+    assert any(c.bravais == lower for c in found.cells), "which remains to be seen"
+
+
 # ---------------------------------------------------------------------------------------------- lines and arguments
 
 
