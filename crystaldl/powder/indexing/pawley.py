@@ -144,7 +144,7 @@ class _Model:
         self.eta = float(np.clip(self.eta + np.clip(step[k + 4], -0.2, 0.2), 0.0, 1.0))
 
 
-def lines_of_lattice(lattice: str, metric, limits, resolution: float, most: int = MAX_LINES):
+def lines_of_lattice(lattice: str, metric, limits, resolution: float):
     """Reflections inside ``limits`` (1/d², Å⁻²) and the line each belongs to: hkl (r, 3), line (r,), number of lines."""
     hkl, q2 = predicted_reflections(metric, lattice, limits[1])
     inside = q2 >= limits[0]
@@ -158,8 +158,8 @@ def lines_of_lattice(lattice: str, metric, limits, resolution: float, most: int 
         apart = x[i] - origin > resolution
         line[i] = line[i - 1] + apart
         origin = x[i] if apart else origin
-    keep = line < most
-    return hkl[keep], line[keep], int(min(line[-1] + 1, most))
+    keep = line < MAX_LINES
+    return hkl[keep], line[keep], int(min(line[-1] + 1, MAX_LINES))
 
 
 def typical_width(y: np.ndarray) -> float:
