@@ -39,6 +39,19 @@ def test_strong_vectors_far_out_do_not_hide_the_lattice():
     assert np.sort(np.linalg.norm(nodes, axis=1)) == pytest.approx([PERIOD, PERIOD], rel=2e-3)
 
 
+def contains(lattice, vectors) -> bool:
+    """Whether the rows of ``vectors`` are vectors of a lattice."""
+    turn = vectors @ np.linalg.inv(lattice)
+    return np.abs(turn - np.rint(turn)).max() < 1e-9
+
+
+def all_differ(lattices) -> bool:
+    return all(
+        np.abs(turn - np.rint(turn)).max() > 0.1
+        for k, other in enumerate(lattices) for turn in (other @ np.linalg.inv(earlier) for earlier in lattices[:k])
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("index", [2, 3])
 def test_lattices_that_hold_another(index):
     """All of them: 3 of index 2 and 4 of index 3, different ones, each with the vectors of the first."""
@@ -46,12 +59,7 @@ def test_lattices_that_hold_another(index):
     area = abs(np.linalg.det(dual))
     found = [other for other in finer_lattices(dual) if abs(np.linalg.det(other)) == pytest.approx(area / index)]
     assert len(found) == index + 1
-    for k, other in enumerate(found):
-        turn = dual @ np.linalg.inv(other)
-        assert turn == pytest.approx(np.rint(turn), abs=1e-9)
-        for earlier in found[:k]:
-            between = other @ np.linalg.inv(earlier)
-            assert np.abs(between - np.rint(between)).max() > 0.1
+    assert all(contains(other, dual) for other in found) and all_differ(found)
 
 
 def test_the_shortest_basis():
@@ -83,12 +91,7 @@ def test_lattices_in_another():
     area = abs(np.linalg.det(dual))
     found = coarser_lattices(dual)
     assert sorted(round(abs(np.linalg.det(other)) / area) for other in found) == [2] * 3 + [3] * 4
-    for k, other in enumerate(found):
-        turn = other @ np.linalg.inv(dual)
-        assert turn == pytest.approx(np.rint(turn), abs=1e-9)
-        for earlier in found[:k]:
-            between = other @ np.linalg.inv(earlier)
-            assert np.abs(between - np.rint(between)).max() > 0.1
+    assert all(contains(dual, other) for other in found) and all_differ(found)
 
 
 @pytest.mark.parametrize("index", [2, 4])
