@@ -161,7 +161,8 @@ class Known:
 
     def cells(self) -> list:
         """Cells of the families that each pattern looks like, as `gather_evidence` takes them."""
-        return [_likely_cells(row, *self.families, LIKELY, LOOKED_UP)[1] for row in self.p]
+        cells, groups = self.families
+        return [_likely_cells(row, cells, groups, LIKELY, LOOKED_UP)[1] for row in self.p]
 
     def checked(self, evidence) -> Known:
         """The same, less of those crystals whose cell does not explain the lines of the pattern."""

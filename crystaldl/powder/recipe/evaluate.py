@@ -41,6 +41,9 @@ from .training import predict_logits
 
 log = logging.getLogger(__name__)
 
+#: simulated patterns that are drawn at once, so that fewer of them are the first of more
+BLOCK = 300
+
 
 def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None = None) -> dict[str, Figures]:
     """Group-wise cross-validation on the measured patterns: every method side by side.
@@ -159,11 +162,14 @@ def _split(lines: LineLibrary, judged: int = 700) -> tuple[np.ndarray, np.ndarra
 def _arbiter_patterns(shared: Path, runs: Path, count: int) -> tuple[LineLibrary, Patterns]:
     """Patterns of unseen structure types that help to fit the arbiter."""
     lines = _held_out(shared, runs)
-    lines = lines.subset(_split(lines)[1][:count])
-    return lines, _patterns_for(lines, 41, replace(DEFAULT_CONDITIONS, cu_share=1.0))
+    lines, conditions = lines.subset(_split(lines)[1][:count]), replace(DEFAULT_CONDITIONS, cu_share=1.0)
+    blocks = [np.arange(i, min(i + BLOCK, count)) for i in range(0, count, BLOCK)]
+    parts = [_patterns_for(lines.subset(rows), 41 + i, conditions) for i, rows in enumerate(blocks)]
+    names = ("y", "mask", "doublet_ratio", "second_share")
+    return lines, Patterns(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def simulated_table(shared: Path, runs: Path, count: int = 300) -> SearchTable:
+def simulated_table(shared: Path, runs: Path, count: int = 2 * BLOCK) -> SearchTable:
     """Search evidence and pretrained network's logits of simulated patterns of unseen structure types; kept under ``runs``."""
     from ...training.checkpoint import load_checkpoint_weights
 
