@@ -154,28 +154,45 @@ class Known:
         """Space groups of the families, 1…230."""
         return self.network.groups.cpu().numpy().astype(int) + 1
 
+    @property
+    def families(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cells of the families, (families, 6), NaN where not known, and their space groups."""
+        return self.network.cells.cpu().numpy().reshape(-1, 6).astype(float), self.groups
+
     def cells(self) -> list:
         """Cells of the families that each pattern looks like, as `gather_evidence` takes them."""
-        return [self._cells(row, LIKELY, LOOKED_UP)[1] for row in self.p]
+        cells, groups = self.families
+        return [_likely_cells(row, cells, groups, LIKELY, LOOKED_UP)[1] for row in self.p]
 
     def checked(self, evidence) -> Known:
         """The same, less of those crystals whose cell does not explain the lines of the pattern."""
-        from .indexing.known_cells import belief
+        from .indexing.known_cells import foreign_share
 
-        p = self.p.copy()
-        for row, own in zip(p, evidence, strict=True):
-            likely, cells = self._cells(row, CHECKED, len(row))
-            row[likely] *= belief(cells, own)
-            row[-1] = 1 - row[:-1].sum()
-        return replace(self, p=p)
+        return replace(self, p=held_against(self.p, *self.families, [(e.peaks, foreign_share(e)) for e in evidence]))
 
-    def _cells(self, row, least: float, count: int) -> tuple:
-        """Families of a pattern that are likelier than ``least``, at most ``count``, and their cells, a Pool."""
-        from .indexing.autoindex import Pool
-        from .indexing.bravais import metric_of
 
-        cells, groups = self.network.cells.cpu().numpy().reshape(-1, 6), self.groups
-        likely = [k for k in np.argsort(-row[:-1])[:count] if row[k] > least and np.isfinite(cells[k]).all()]
-        g = np.array([metric_of(cells[k].astype(float)) for k in likely]).reshape(-1, 6)
-        names = np.array([BRAVAIS_LATTICES[bravais_of_group()[groups[k] - 1]] for k in likely], "U2")
-        return likely, Pool(g, np.zeros(len(g)), names, np.zeros(len(g)))
+def held_against(p: np.ndarray, cells: np.ndarray, groups: np.ndarray, lines) -> np.ndarray:
+    """Probabilities of families (n, families + 1), less of those whose cell does not explain the lines, the last one more.
+
+    ``cells`` (families, 6), NaN where not known; ``groups`` (families,) 1…230; ``lines``: of each pattern its peaks and the share
+    that the best lattice leaves, as `crystaldl.powder.indexing.known_cells.belief` takes them.
+    """
+    from .indexing.known_cells import belief
+
+    p = p.copy()
+    for row, (peaks, foreign) in zip(p, lines, strict=True):
+        likely, own = _likely_cells(row, cells, groups, CHECKED, len(row))
+        row[likely] *= belief(own, peaks, foreign)
+        row[-1] = 1 - row[:-1].sum()
+    return p
+
+
+def _likely_cells(row, cells, groups, least: float, count: int) -> tuple:
+    """Families of a pattern that are likelier than ``least``, at most ``count``, and their cells, a Pool."""
+    from .indexing.autoindex import Pool
+    from .indexing.bravais import metric_of
+
+    likely = [k for k in np.argsort(-row[:-1])[:count] if row[k] > least and np.isfinite(cells[k]).all()]
+    g = np.array([metric_of(cells[k]) for k in likely]).reshape(-1, 6)
+    names = np.array([BRAVAIS_LATTICES[bravais_of_group()[groups[k] - 1]] for k in likely], "U2")
+    return likely, Pool(g, np.zeros(len(g)), names, np.zeros(len(g)))

@@ -234,6 +234,41 @@ def test_kin_of_a_sublattice_is_the_lattice():
     assert same_lattice(niggli_cell(cell_of(best.g[0])), niggli_cell(TRICLINIC))
 
 
+def test_kin_is_followed_over_several_generations():
+    """The search begins with a cell eight times too large: three generations of index 2."""
+    a, b, c, *angles = TRICLINIC
+    sieve, _ = sieve_of(scan("aP", TRICLINIC))
+    start, gain = sieve.refine(one("aP", (2 * a, 2 * b, 2 * c, *angles)), 3, 1.0)
+    best = deep_search.kin(start, sieve, sieve.temper(gain[0])).best(1)
+    assert same_lattice(niggli_cell(cell_of(best.g[0])), niggli_cell(TRICLINIC))
+
+
+def test_the_profile_finds_the_cell_among_many_of_high_symmetry():
+    """The right cell, edges off by half a percent, whatever its score by the lines, among 300 others."""
+    rng = np.random.default_rng(4)
+    edges = rng.uniform(3.0, 12.0, (300, 2))
+    others = np.array([metric_of((a, a, c, 90, 90, 90)) for a, c in edges])
+    a, _, c, *angles = CELLS["tI"]
+    right = one("tI", (1.005 * a, 1.005 * a, 0.996 * c, *angles))
+    pool = Pool(others, np.zeros(300), np.repeat(["tP", "tI"], 150), rng.uniform(10, 20, 300)) + right
+    sieve, peaks = sieve_of(scan("tI", CELLS["tI"], zero=0.05, noise=0.01))
+    kept = deep_search.looked_at(pool, line_table_of(peaks), sieve, 8)
+    assert len(kept) == 8 and (np.diff(kept.score) <= 0).all()
+    assert cell_of(kept.g[0])[:3] == pytest.approx(CELLS["tI"][:3], rel=1e-3) and kept.zero[0] == pytest.approx(0.05, abs=0.02)
+    assert len(deep_search.looked_at(Pool(), line_table_of(peaks), sieve, 8)) == 0
+
+
+def test_reflections_everywhere_end_no_search():
+    """A cell eight times too large explains the whole profile, but predicts none of its lines."""
+    a, b, c, *angles = TRICLINIC
+    sieve, peaks = sieve_of(scan("aP", TRICLINIC, noise=0.003))
+    lines = line_table_of(peaks)
+    for cell, credible in ((TRICLINIC, True), ((2 * a, 2 * b, 2 * c, *angles), False)):
+        pool, gain = sieve.refine(one("aP", cell), 3, 3.0)
+        assert trials_module._settled(pool, gain, sieve)
+        assert trials_module._settled(pool, gain, sieve, lines) == credible
+
+
 def test_small_strains_lower_the_symmetry():
     names = lambda bravais: sorted(set(deep_search.descended(one(bravais, CELLS[bravais])).bravais))  # noqa: E731
     assert names("oP") == ["mP"]

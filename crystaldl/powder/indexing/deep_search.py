@@ -20,7 +20,7 @@ from .bravais import cell_of, hermite_forms, lattices_of, metric_of, niggli_cell
 from .sieve import Sieve
 from .trial_indices import ZONES_M
 
-__all__ = ["as_primitive", "descended", "kin", "lifted", "low_symmetry", "side_by_side"]
+__all__ = ["as_primitive", "descended", "kin", "lifted", "looked_at", "low_symmetry", "side_by_side"]
 
 #: trial cells kept of those that lines make, by the likelihood of the lines; largest volume looked for, Å³
 HEAP, LARGEST = 2500, 1500.0
@@ -30,8 +30,10 @@ AXES, ANGLES, LAYER, ZONES = 12, 16, 13, 50
 MONOCLINIC = 60
 #: lines, and 1/d² (Å⁻²), up to which the first look goes
 FIRST_LINES, FIRST_TOP = 20, 0.25
-#: different cells that the whole profile judges, and those whose kin is looked at
-SECOND, BEST, PARENTS = 80, 24, 8
+#: different cells that the whole profile judges, those that are kept, and those whose kin is looked at and how many at once
+SECOND, KEPT, BEST, PARENTS = 80, 40, 24, 8
+#: gain in score for which another generation of kin is looked at
+BETTER = 2.0
 #: strains that lower the symmetry, as shares: no more than a line width, but no less than makes lines split
 STRAINS = (0.004, 0.012)
 
@@ -74,12 +76,22 @@ def low_symmetry(lines: LineTable, few: LineTable, zero: float, sieve: Sieve, op
         lambda: _seeds(lines, zero, options, False),
         lambda: high_symmetry(few, zero, ("monoclinic",), 9, MONOCLINIC),
     )
-    cells = sum(more, cells)
-    q = lines.head(FIRST_LINES).table(0.01, zero)[:, 0]
-    top = min(1.03 * q[-1], FIRST_TOP)
-    first, _ = sieve.refine(cells, 2, 5.0, max(top, 1.03 * q[min(7, len(q) - 1)]))
+    first, _ = sieve.refine(sum(more, cells), 2, 5.0, _first_top(lines, zero))
     second, gain = sieve.refine(as_primitive(first.best(400), SECOND), 5, 5.0)
-    return sieve.refine(second, 0, sieve.temper(gain.max()))[0].best(BEST) if len(second) else second
+    return sieve.refine(second, 0, sieve.temper(gain.max()))[0].best(KEPT) if len(second) else second
+
+
+def looked_at(pool: Pool, lines: LineTable, sieve: Sieve, count: int) -> Pool:
+    """The ``count`` best different lattices of a pool by the profile, its low angles first: refined and scored."""
+    first, _ = sieve.refine(pool, 3, 5.0, _first_top(lines, 0.0))
+    second, gain = sieve.refine(first, 4, 5.0)
+    return distinct(sieve.refine(second, 0, sieve.temper(gain.max()))[0], count)[0] if len(second) else second
+
+
+def _first_top(lines: LineTable, zero: float) -> float:
+    """1/d² up to which a first look goes."""
+    q = lines.head(FIRST_LINES).table(0.01, zero)[:, 0]
+    return max(min(1.03 * q[-1], FIRST_TOP), 1.03 * q[min(7, len(q) - 1)])
 
 
 def as_primitive(pool: Pool, count: int) -> Pool:
@@ -95,9 +107,13 @@ def _indices() -> np.ndarray:
     return np.array([turn for n in (2, 3) for m in hermite_forms(n) for turn in (m, np.linalg.inv(m))])
 
 
-def kin(pool: Pool, sieve: Sieve, temper: float, rounds: int = 2) -> Pool:
-    """Primitive cells with the sub- and superlattices of the best, and of the best of those: refined and scored."""
-    for _ in range(rounds):
+def kin(pool: Pool, sieve: Sieve, temper: float, rounds: int = 4) -> Pool:
+    """Primitive cells with the sub- and superlattices of the best, and of the best of those: refined and scored.
+
+    Twice at least, and ``rounds`` times while the best becomes better.
+    """
+    for turn in range(rounds):
+        before = pool.score.max(initial=-np.inf)
         parents = as_primitive(pool, PARENTS)
         star, turns = reciprocal_metric(parents.g)[:, None], _indices()
         new = turns @ star @ turns.transpose(0, 2, 1)
@@ -105,6 +121,8 @@ def kin(pool: Pool, sieve: Sieve, temper: float, rounds: int = 2) -> Pool:
         g, zero = g.reshape(-1, 6), np.repeat(parents.zero, len(turns))
         pool += sieve.refine(Pool(g, zero, np.full(len(g), "aP"), np.zeros(len(g))), 2, temper)[0]
         pool = sieve.refine(as_primitive(pool.best(150), BEST), 6, temper)[0]
+        if turn and pool.score.max(initial=-np.inf) < before + BETTER:
+            break
     return pool
 
 

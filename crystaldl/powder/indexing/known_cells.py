@@ -9,7 +9,7 @@ from .bravais import cell_of
 from .evidence import Evidence, Lattice
 from .trials import line_table_of
 
-__all__ = ["belief", "unexplained_shares"]
+__all__ = ["belief", "foreign_share", "unexplained_shares"]
 
 #: factors on the edges that a search begins with: solid solutions and thermal expansion
 STRETCHES = (1.0, 0.995, 1.005, 0.985, 1.015)
@@ -60,14 +60,20 @@ def unexplained_shares(cells: Pool, peaks: np.ndarray) -> np.ndarray:
     return out
 
 
-def belief(cells: Pool, evidence: Evidence) -> np.ndarray:
+def foreign_share(evidence: Evidence) -> float:
+    """Share of the summed height of the lines, 0 to 1, that the best lattice leaves unexplained; 0 where nothing was found."""
+    if len(evidence.peaks) < 4 or not evidence.lattices:
+        return 0.0
+    return _share(evidence.lattices[0], *_lines(evidence.peaks))
+
+
+def belief(cells: Pool, peaks: np.ndarray, foreign: float) -> np.ndarray:
     """How far crystals with these cells can be in the pattern, 0 to 1 each, by the lines they leave unexplained, (n,).
 
-    Lines that the best lattice does not explain either may be those of a second phase, and are not held against them. Of a
-    pattern with fewer than four lines nothing is said.
+    Lines that the best lattice does not explain either, ``foreign`` as `foreign_share` gives it, may be those of a second
+    phase, and are not held against them. Of a pattern with fewer than four lines nothing is said.
     """
-    if len(evidence.peaks) < 4 or not len(cells):
+    if len(peaks) < 4 or not len(cells):
         return np.ones(len(cells))
-    foreign = _share(evidence.lattices[0], *_lines(evidence.peaks)) if evidence.lattices else 0.0
-    excess = unexplained_shares(cells, evidence.peaks) - foreign
+    excess = unexplained_shares(cells, peaks) - foreign
     return 1 / (1 + np.exp((excess - HALF) / SHARPNESS))

@@ -36,7 +36,7 @@ from .autoindex import (
 )
 from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, sparser
 from .coincidences import exact_multiples, prices
-from .deep_search import as_primitive, descended, kin, lifted, low_symmetry, side_by_side
+from .deep_search import as_primitive, descended, kin, lifted, looked_at, low_symmetry, side_by_side
 from .quick_search import LATTICES, LatticeScores, excess_width, lattice_scores, reliability
 from .sieve import Sieve
 
@@ -64,6 +64,10 @@ BEYOND = 10.0
 BLEND = 0.3
 #: zero shift in degrees of a second search, and gain relative to that of the listed lines that makes it needless
 ZERO, SETTLED = 0.08, 1.08
+#: score of the lines without which no cell of low symmetry ends a search
+CREDIBLE = 12.0
+#: cells of each lattice of high symmetry that the profile looks at, and different ones that it keeps
+MANY, RAW = 100, 24
 NOTHING = Pool()
 _HIGH = tuple(s for s in SYSTEMS if s not in ("monoclinic", "triclinic"))
 
@@ -168,23 +172,29 @@ def trial_lattices(
         return lattice_scores(peaks), Trials({}, 0.0)
     lines = line_table_of(peaks)
     few = lines.head(_OPTIONS.lines)
-    quick, high = side_by_side(pool, lambda: lattice_scores(peaks), lambda: high_symmetry(few, 0.0, _HIGH))
-    cells = sift(_seeds(quick) + high + known, lines, _OPTIONS)
+    quick, high = side_by_side(pool, lambda: lattice_scores(peaks), lambda: high_symmetry(few, 0.0, _HIGH, count=MANY))
+    few_high = sum((high[high.bravais == b].best(24) for b in BRAVAIS), Pool())
+    cells = sift(_seeds(quick) + few_high + known, lines, _OPTIONS)
     by_lines = raised(cells, lines, _OPTIONS) if len(cells) else cells
     found = ranked(by_lines, _OPTIONS)
     if convincing(found, lines, _OPTIONS, 40.0, 6.0):
         by_lines += _smaller(found, lines)
         trials = _trials([trial for name in BRAVAIS for trial in _of_lines(by_lines, name, lines)], lines)
     else:
-        judged = _by_profile(by_lines, lines, few, sieve(), pool, known)
+        judged = _by_profile(high, by_lines, lines, sieve(), pool, known)
         trials = _trials([trial for name in BRAVAIS for trial in _of_profile(judged, name, lines)], lines)
     order = sorted((t for own in trials.values() for t in own), key=lambda t: -t.value)
     return quick, Trials(trials, order[0].value - order[1].value if len(order) > 1 else 0.0)
 
 
-def _by_profile(by_lines: Pool, lines: LineTable, few: LineTable, sieve: Sieve, pool: Executor | None, known: Pool) -> Pool:
-    """Cells of all systems, those of low symmetry looked for in earnest, refined and scored by the profile."""
+def _by_profile(high: Pool, by_lines: Pool, lines: LineTable, sieve: Sieve, pool: Executor | None, known: Pool) -> Pool:
+    """Cells of all systems, those of low symmetry looked for in earnest, refined and scored by the profile.
+
+    ``high``: cells of high symmetry as they were found; where lines are few or overlap, a poor one by the lines may be right.
+    """
+    few = lines.head(_OPTIONS.lines)
     judged, _ = sieve.refine(distinct(by_lines, 40)[0], 4, 3.0)
+    judged += looked_at(high, lines, sieve, RAW)
     near = known + known.improve(lines.head(2 * _OPTIONS.lines), _OPTIONS, (0.012, 0.008), 3.0, 4)
     own, gain = sieve.refine(near, 4, 3.0)
     judged += own
@@ -192,19 +202,27 @@ def _by_profile(by_lines: Pool, lines: LineTable, few: LineTable, sieve: Sieve, 
         judged += low_symmetry(lines, few, 0.0, sieve, _OPTIONS, pool)
         judged, gain = sieve.refine(judged, 0, 3.0)
         zero = float(np.median(judged.best(5).zero)) if len(judged) else 0.0  # even wrong cells agree on its sign
-        if not _settled(judged, gain, sieve):
-            judged += low_symmetry(lines, few, float(np.copysign(ZERO, zero)), sieve, _OPTIONS, pool)
+        if not _settled(judged, gain, sieve, lines):
+            zero = float(np.copysign(ZERO, zero))
+            judged += low_symmetry(lines, few, zero, sieve, _OPTIONS, pool)
+            judged += looked_at(high_symmetry(few, zero, _HIGH, count=MANY), lines, sieve, RAW)
     judged = _completed(judged, sieve)
     own, _ = sieve.refine(by_lines.best(200), 2, sieve.temper(_most(judged, sieve)))
     return judged + own
 
 
-def _settled(pool: Pool, gain: np.ndarray, sieve: Sieve) -> bool:
-    """Whether a cell explains the pattern as well as the right one should: clearly better than the listed lines do."""
+def _settled(pool: Pool, gain: np.ndarray, sieve: Sieve, lines: LineTable | None = None) -> bool:
+    """Whether a cell explains the pattern as well as the right one should: clearly better than the listed lines do.
+
+    Where ``lines`` are given, one of low symmetry has to predict them, too, not only to have reflections where intensity is.
+    """
     if not len(pool):
         return False
     best = int(np.argmax(pool.score))
-    return gain[best] > (SETTLED if pool.bravais[best][0] in "am" else 1.0) * sieve.listed
+    if pool.bravais[best][0] not in "am":
+        return gain[best] > sieve.listed
+    credible = lines is None or _by_lines(pool[[best]], lines)[0] > CREDIBLE
+    return credible and gain[best] > SETTLED * sieve.listed
 
 
 def _most(pool: Pool, sieve: Sieve) -> float:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ...physics.symmetry import SYSTEM_OF_GROUP
 from ...storage.atomic import replacing
 from ..indexing.evidence import ARRAYS, gather_evidence
+from ..indexing.known_cells import foreign_share
 from ..network import LatticeArbiter, level_log_probabilities, levels
 from ..prepare import normalise
 from .training import training_prior
@@ -27,13 +28,17 @@ STEPS, BATCH, BLIND_SHARE, MEMBERS = 600, 512, 0.3, 3
 
 @dataclass
 class SearchTable:
-    """Evidence of many patterns and their true space groups (n,), 1…230; ``state`` says of what code and patterns it is."""
+    """Evidence of many patterns and their true space groups (n,), 1…230.
+
+    ``foreign`` (n,) as `foreign_share` gives it; ``state`` says of what code and patterns the table is.
+    """
 
     scores: np.ndarray
     profile: np.ndarray
     facts: np.ndarray
     absences: np.ndarray
     group: np.ndarray
+    foreign: np.ndarray | None = None
     logits: np.ndarray | None = None
     state: np.ndarray | None = None
 
@@ -62,7 +67,8 @@ class SearchTable:
 def search_table(y, mask, ratio, group) -> SearchTable:
     """Run the lattice search on patterns on the common axis."""
     evidence = gather_evidence(normalise(y, mask), mask, ratio)
-    return SearchTable(*(np.stack([getattr(e, k) for e in evidence]) for k in ARRAYS), np.asarray(group))
+    foreign = np.array([foreign_share(e) for e in evidence])
+    return SearchTable(*(np.stack([getattr(e, k) for e in evidence]) for k in ARRAYS), np.asarray(group), foreign)
 
 
 def kept_search_table(path, y, mask, ratio, group) -> SearchTable:
@@ -98,9 +104,9 @@ def sources_of(module: str) -> list[Path]:
 
 
 def _state_of(*arrays) -> str:
-    """Digest of the sources that the search's evidence comes from, and of arrays."""
+    """Digest of the sources that evidence comes from, and of arrays."""
     digest = hashlib.sha256()
-    for source in sources_of("indexing/evidence"):
+    for source in sources_of("indexing/known_cells"):
         digest.update(source.read_bytes())
     for a in arrays:
         digest.update(np.ascontiguousarray(a).tobytes())

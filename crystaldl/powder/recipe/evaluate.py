@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from ...physics.symmetry import BRAVAIS_LATTICES, CRYSTAL_SYSTEMS, SYSTEM_OF_GROUP, bravais_of_group
 from .. import network as architectures
-from ..families import by_group, cross_validated_mix
-from ..prepare import common_axis, normalise, prepare
+from ..families import cross_validated_mix
+from ..indexing.evidence import listed_lines
+from ..prepare import CU_DOUBLET, common_axis, normalise, prepare
 from ..simulate import DEFAULT_CONDITIONS, LineLibrary, Patterns, simulate
 from .arbiter import SearchTable, cross_validated_logits, kept_search_table, simulated_logits
 from .crossval import (
@@ -33,12 +34,15 @@ from .crossval import (
     out_of_fold_logits,
     softmax,
 )
-from .families import family_probabilities, family_task, out_of_fold_families, two_stages
+from .families import explained, family_probabilities, family_task, out_of_fold_families, two_stages
 from .measured import MeasuredSet, group_folds
 from .stream import training_lines
 from .training import predict_logits
 
 log = logging.getLogger(__name__)
+
+#: simulated patterns that are drawn at once, so that fewer of them are the first of more
+BLOCK = 300
 
 
 def measured_table(shared: Path, runs: Path, minutes: float, threads: int | None = None) -> dict[str, Figures]:
@@ -97,7 +101,15 @@ def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int
     by_look = group_folds(measured.group, measured.space_group, FOLDS)
     by_chance = np.random.default_rng(0).permutation(len(measured)) % FOLDS
     folds = {"group": by_look, "random": by_chance}
-    return np.concatenate([out_of_fold_families(shared, runs, name, fold, threads) for name, fold in folds.items()])
+    lines = _lines_of(measured.y, measured.mask, measured.ratio, measured_search(measured, runs))
+    return np.concatenate([out_of_fold_families(shared, runs, name, fold, lines, threads) for name, fold in folds.items()])
+
+
+def _lines_of(y, mask, ratio, table: SearchTable) -> list[tuple[np.ndarray, float]]:
+    """Of each pattern its peaks and the share of their height that the best lattice leaves."""
+    doublet = np.full(len(y), CU_DOUBLET)
+    peaks = listed_lines(normalise(y, mask).numpy(), mask.numpy(), np.asarray(ratio), doublet)
+    return list(zip(peaks, table.foreign.tolist(), strict=True))
 
 
 def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold: np.ndarray) -> dict[str, tuple]:
@@ -129,8 +141,9 @@ def _unknown_types(shared: Path, runs: Path, count: int) -> np.ndarray:
     """What a FamilyNet that knows all measured patterns says of the patterns of `simulated_table`, (count, 230)."""
     task = family_task(shared, runs, everything=False)
     model = two_stages(task, runs, runs / "families-unseen")
-    p = _arbiter_patterns(shared, runs, count)[1]
-    return by_group(family_probabilities(model, prepare(p.y, p.mask, p.doublet_ratio).spectrum), task.group_of_family)
+    p, table = _arbiter_patterns(shared, runs, count)[1], simulated_table(shared, runs, count)
+    seen = family_probabilities(model, prepare(p.y, p.mask, p.doublet_ratio).spectrum)
+    return explained(task, runs, seen, _lines_of(p.y, p.mask, p.doublet_ratio, table))
 
 
 # ------------------------------------------------------------------------------------------ simulated
@@ -149,11 +162,14 @@ def _split(lines: LineLibrary, judged: int = 700) -> tuple[np.ndarray, np.ndarra
 def _arbiter_patterns(shared: Path, runs: Path, count: int) -> tuple[LineLibrary, Patterns]:
     """Patterns of unseen structure types that help to fit the arbiter."""
     lines = _held_out(shared, runs)
-    lines = lines.subset(_split(lines)[1][:count])
-    return lines, _patterns_for(lines, 41, replace(DEFAULT_CONDITIONS, cu_share=1.0))
+    lines, conditions = lines.subset(_split(lines)[1][:count]), replace(DEFAULT_CONDITIONS, cu_share=1.0)
+    blocks = [np.arange(i, min(i + BLOCK, count)) for i in range(0, count, BLOCK)]
+    parts = [_patterns_for(lines.subset(rows), 41 + i, conditions) for i, rows in enumerate(blocks)]
+    names = ("y", "mask", "doublet_ratio", "second_share")
+    return lines, Patterns(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def simulated_table(shared: Path, runs: Path, count: int = 300) -> SearchTable:
+def simulated_table(shared: Path, runs: Path, count: int = 2 * BLOCK) -> SearchTable:
     """Search evidence and pretrained network's logits of simulated patterns of unseen structure types; kept under ``runs``."""
     from ...training.checkpoint import load_checkpoint_weights
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, space_group
-from ..families import by_group
+from ..families import by_group, held_against
 from ..indexing.bravais import lattices_of, niggli_cell
 from ..network import FamilyNet
 from ..prepare import SPECTRUM_POINTS
-from .family_names import title
+from .family_names import cells_of, counterparts, title
 from .family_patterns import UNKNOWN_CHUNKS, Pool, library_pool, measured_pool, unknown_pool
 from .measured import MeasuredSet
 from .stream import is_held_out, library_crystals, training_lines
@@ -183,8 +183,20 @@ def two_stages(task: FamilyTask, runs: Path, out: Path, threads: int | None = No
     return train_families(task, out, SECOND, threads, first_stage(task, runs, threads)[1])
 
 
-def out_of_fold_families(shared, runs, name: str, fold, threads=None) -> np.ndarray:
-    """Known crystals of measured patterns, space groups (n, 230), by networks trained without their fold; kept under ``runs``."""
+def explained(task: FamilyTask, runs: Path, p: np.ndarray, lines, threads: int | None = None) -> np.ndarray:
+    """Space groups (n, 230) of known crystals ``p`` (n, families + 1), as a classification takes them: cells that do not
+    explain the lines count less. ``lines`` as `held_against` takes them.
+    """
+    seen = family_probabilities(first_stage(task, runs, threads)[0], task.pools[0].spectrum[: len(task.measured)])
+    cells = cells_of(task, counterparts(task, seen))
+    return by_group(held_against(p, cells, task.group_of_family, lines), task.group_of_family)
+
+
+def out_of_fold_families(shared, runs, name: str, fold, lines, threads=None) -> np.ndarray:
+    """Known crystals of measured patterns, space groups (n, 230), by networks trained without their fold; kept under ``runs``.
+
+    ``lines`` of the patterns as for `explained`.
+    """
     out = np.zeros((len(fold), 230))
     for k in np.unique(fold):
         rows, path = np.flatnonzero(fold == k), runs / "cv" / f"families-{name}-{k}.npy"
@@ -192,5 +204,5 @@ def out_of_fold_families(shared, runs, name: str, fold, threads=None) -> np.ndar
         if not path.is_file():
             model = two_stages(task, runs, runs / "cv" / f"families-{name}-{k}", threads)
             np.save(path, family_probabilities(model, task.pools[0].spectrum[rows]))
-        out[rows] = by_group(np.load(path, allow_pickle=False), task.group_of_family)
+        out[rows] = explained(task, runs, np.load(path, allow_pickle=False), [lines[i] for i in rows], threads)
     return out

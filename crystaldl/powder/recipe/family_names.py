@@ -69,6 +69,13 @@ def doubted(task: FamilyTask, p: np.ndarray, known: float = 0.3, own: float = 0.
     return out
 
 
+def cells_of(task: FamilyTask, twin: np.ndarray) -> np.ndarray:
+    """Cells of the families, (families, 6), those of measured ones from their ``twin`` as `counterparts` gives it; else NaN."""
+    cells, first = task.cells(), len(twin)
+    cells[:first] = np.where(twin[:, None] < 0, np.nan, cells[twin])
+    return cells
+
+
 def shipped_facts(task: FamilyTask, p: np.ndarray) -> tuple[dict[str, Tensor], int]:
     """What FamilyNet is given besides its weights: names, space groups and cells of the families; number of labels doubted.
 
@@ -76,10 +83,9 @@ def shipped_facts(task: FamilyTask, p: np.ndarray) -> tuple[dict[str, Tensor], i
     """
     twin, instead = counterparts(task, p), doubted(task, p)
     twin, first = np.where(instead < 0, twin, instead), len(twin)
-    groups, names, cells = task.group_of_family.copy(), np.array(task.names, object), task.cells()
+    groups, names, cells = task.group_of_family.copy(), np.array(task.names, object), cells_of(task, twin)
     groups[:first] = np.where(instead < 0, groups[:first], groups[instead])
     names[:first] = np.where(twin < 0, "", names[twin])
-    cells[:first] = np.where(twin[:, None] < 0, np.nan, cells[twin])
     text = torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
     facts = {"groups": torch.as_tensor(groups - 1).float(), "cells": torch.as_tensor(cells.ravel()).float(), "text": text}
     return facts, int((instead >= 0).sum())
