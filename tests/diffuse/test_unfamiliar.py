@@ -114,6 +114,19 @@ def test_a_centring_that_falls_behind_is_given_up(monkeypatch):
     close(parts, d, s, rms=0.2, correlation=0.99)
 
 
+def test_a_centring_without_order_of_its_own_is_none(monkeypatch):
+    """Where nothing is ordered along the vectors that it adds, S repeats on the primitive lattice too, whatever the evidence."""
+    volume, d, s = plane(np.linspace(-2, 2, 61), np.linspace(-2, 2, 61), ORDER)
+    volume = volume.replace(data=np.random.default_rng(5).poisson(d * s * 3.0) / 3.0)
+    monkeypatch.setattr(centring, "promising", lambda *_: True)
+    monkeypatch.setattr(centring, "_keeps_up", lambda *_: True)
+    monkeypatch.setattr(centring, "SUPPORT_GAIN", -1e9)
+    monkeypatch.setattr(centring, "coarse_fit", lambda own, lattice, *_: (-np.linalg.det(lattice.nodes), lattice.nodes))
+    parts = separate(volume, links=("linear",), background=0, progress=False)
+    assert parts.centring == "P"
+    close(parts, d, s, rms=0.2, correlation=0.99)
+
+
 def test_centrings_that_a_plane_tells_apart():
     def names(plane_, cell):
         axes = {"h": np.linspace(-3, 3, 31), "k": np.linspace(-3, 3, 31), "l": np.linspace(-3, 3, 31)} | plane_

@@ -18,12 +18,14 @@ from .finer import REPEATS
 from .lattice_search import coarse_fit
 from .search import SUPPORT_GAIN
 from .solver import Factorisation, FactoriseOptions, factorise, held_out
+from .uncertainty import order_covariance
 
 CENTRED = "CABIF"               # tried in this order; of those that a plane cannot tell apart, the first
 PERFECT = 1e-3                  # R free that leaves nothing to explain
 REACH = 1.5                     # cells: vectors that are looked at
 SIDE = 2.0                      # over the extent of the data: how far from a vector D is compared with
 CONTROLS, STANDS_OUT = 24, 6.0  # as long vectors, and how many times their median sharpness says that one stands out
+SEEN = 5.0                      # standard uncertainties of an α that is there
 HEXAGONAL = 1e-3                # relative, of the edges and in degrees of the angles
 
 
@@ -95,6 +97,15 @@ def _keeps_up(volume, lattice: PlaneLattice, options: FactoriseOptions, found: F
     return coarse_fit(seen, lattice, options, device, whole=True)[0] > max(found.evidence.values())
 
 
+def _ordered(found: Factorisation, lattice: PlaneLattice) -> bool:
+    """Whether there is any order along the vectors that ``lattice`` has not: if not, S repeats on that one too."""
+    alpha, covariance = (t.cpu().numpy() for t in order_covariance(found.problem, found.factors))
+    vectors = found.problem.basis.order.cpu().numpy() / np.array(found.denominators) @ found.start_lattice.cpu().numpy().T
+    share = vectors @ lattice.nodes.T
+    own = np.abs(share - np.round(share)).max(1) > 1e-6
+    return bool((np.abs(alpha[own]) > SEEN * np.sqrt(np.diag(covariance)[own])).any())
+
+
 def factorise_centred(volume, lattice: PlaneLattice, options: FactoriseOptions, found: Factorisation, *,
                       device: torch.device | str = "cpu") -> Factorisation:
     """The factorisation of a plane with another centring, where the evidence is for it; otherwise ``found``.
@@ -132,6 +143,6 @@ def factorise_centred(volume, lattice: PlaneLattice, options: FactoriseOptions, 
     if found.problem.peaks is None and not _keeps_up(used, other, own, found, device):
         return found
     again = factorise(used, other, own, device=device)
-    if again.factors.evidence < found.factors.evidence + SUPPORT_GAIN:
+    if again.factors.evidence < found.factors.evidence + SUPPORT_GAIN or not _ordered(again, lattice):
         return found
     return replace(again, bragg_radius=found.bragg_radius)

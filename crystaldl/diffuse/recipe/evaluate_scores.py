@@ -228,9 +228,11 @@ def _order_errors(parts: Separation, spec: PlaneSpec, cell: np.ndarray) -> tuple
         found = wave[tuple(vectors.T % len(cell))]
         return float(np.sqrt(np.square(found - true).mean())), []
     own = np.rint(parts.alpha_vectors[:, :2]).astype(int)
-    own = np.where(half_space(own)[:, None], own, -own)
+    # vectors of a centred lattice, where one was found, are no lattice vectors of the truth and have no α to compare
+    whole = np.abs(parts.alpha_vectors[:, :2] - own).max(1) < 1e-6
+    own = np.where(half_space(own)[:, None], own, -own)[whole]
     sigma = np.sqrt(np.diag(parts.alpha_covariance))
-    table = {tuple(v): (a, s) for v, a, s in zip(own.tolist(), parts.alpha, sigma, strict=True)}
+    table = {tuple(v): (a, s) for v, a, s in zip(own.tolist(), parts.alpha[whole], sigma[whole], strict=True)}
     found = np.array([table.get(tuple(v), (0.0, np.nan)) for v in vectors.tolist()])
     error = np.abs(found[:, 0] - true)
     known = np.isfinite(found[:, 1])
