@@ -38,11 +38,11 @@ def example(link="linear", geometry="aligned", *, sines=False, background=2, pol
     radial = torch.stack([torch.exp(-radius.square()), radius])[:background]
     basis = Basis(tensor(patterson), tensor(p_sine), tensor(np.abs(patterson).sum(1) // 2), tensor(order), tensor(s_sine),
                   tensor(np.abs(order).sum(1) - 1), tuple(m // d for m, d in zip((8, 6), denominators, strict=True)),
-                  torch.exp(-0.2 * radius), radial)
+                  torch.exp(-0.2 * radius), radial, torch.arange(background) // 2)
     p = 0.3 * rng.normal(size=len(patterson))
     p[0] = 3.0
     state = State(tensor(p), tensor(0.06 * rng.normal(size=len(order))), tensor(0.2 * rng.random(background)), grid,
-                  tensor(0.5 + rng.random(4)), tensor(0.1 + rng.random(4)), 0.7, (0.02, 0.0, 0.0))
+                  tensor(0.5 + rng.random(4)), tensor(0.1 + rng.random(4)), tensor(np.array([0.7, 0.4])), (0.02, 0.0, 0.0))
     modes = []
     for i, j in MODES[geometry]:
         mode = torch.zeros(2, 2, dtype=torch.float64)
@@ -173,7 +173,7 @@ def test_prior_is_in_the_order_of_the_unknowns():
     assert values[: n + m + k].numpy() == pytest.approx(torch.cat([state.p, state.alpha, state.b]).numpy())
     assert precision[:n].numpy() == pytest.approx((1 / state.p_variance[problem.basis.patterson_shell]).numpy())
     assert precision[n : n + m].numpy() == pytest.approx((1 / state.alpha_variance[problem.basis.order_shell]).numpy())
-    assert precision[n + m : n + m + k].numpy() == pytest.approx(1 / state.b_variance)
+    assert precision[n + m : n + m + k].numpy() == pytest.approx((1 / state.b_variance[problem.basis.radial_kind]).numpy())
 
 
 def linear_problem(seed=3):

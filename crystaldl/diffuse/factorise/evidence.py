@@ -36,11 +36,12 @@ def updated_prior(problem: Problem, state: State, factor: Tensor) -> State:
 
     p_new = shells(state.p, variance[:n], basis.patterson_shell, state.p_variance)
     p_new = p_new / max(1.0, 0.5 * float(p_new[basis.patterson_shell].sum()) / CONTRAST)
-    b_new = state.b_variance
+    b_new, kind = state.b_variance, basis.radial_kind
     if len(state.b):
         spread = variance[n + m : n + m + len(state.b)]
-        determined = float((1.0 - spread / state.b_variance).clamp(min=1e-2).sum())
-        b_new = max(float(state.b.square().sum()) / determined, (1e-4 * problem.scale) ** 2)
+        determined = torch.zeros_like(b_new).index_add(0, kind, (1.0 - spread / b_new[kind]).clamp(min=1e-2))
+        power = torch.zeros_like(b_new).index_add(0, kind, state.b.square())
+        b_new = torch.where(determined > 0, power / determined.clamp(min=1e-300), b_new).clamp(min=(1e-4 * problem.scale) ** 2)
     return replace(
         state,
         b_variance=b_new,

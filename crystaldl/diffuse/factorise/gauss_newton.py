@@ -39,6 +39,7 @@ SLACK = 0.02                    # of the model and of the mean: misfit that neve
 GUARD = 4.0                     # prior variance of the series where no pixel sees it, of its variance elsewhere
 FREE = 0.05                     # of the diffuse intensity: Bragg intensity where the noise may be looked at
 BELOW = 3e-3                    # of the mean intensity: how far below zero a background may well go
+FOOT = 0.01                     # of the highest ring, the same for splines
 
 
 class Problem:
@@ -261,9 +262,11 @@ class Problem:
         """Precision of the prior and the parameters it pulls to zero, same order as :meth:`normal`."""
         basis = self.basis
         # a background below zero would be a form factor that is too large
-        below = (state.b < 0).double() * (self.settings.positive / (BELOW * self.scale) ** 2)
+        # the coefficients of a spline may, at the feet of a narrow ring
+        highest = float(state.b.max().clamp(min=0.0)) if len(state.b) else 0.0
+        below = (state.b < 0).double() * self.settings.positive / (BELOW * self.scale + FOOT * highest * basis.radial_kind) ** 2
         parts = [1.0 / state.p_variance[basis.patterson_shell], 1.0 / state.alpha_variance[basis.order_shell],
-                 1.0 / state.b_variance + below]
+                 1.0 / state.b_variance[basis.radial_kind] + below]
         values = [state.p, state.alpha, state.b]
         if self.settings.polish and self.modes:
             parts.append(torch.full((len(self.modes),), 1.0 / 0.01**2, dtype=torch.float64, device=state.p.device))

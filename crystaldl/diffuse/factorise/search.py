@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,16 +18,15 @@ from .finer import lengthened, longer_reach, repeating
 from .gauss_newton import Problem, refine
 from .links import LINKS
 from .peaks import MISFIT, Peaks, first_heights, first_width, make_peaks
+from .rings import Radial, even_knots, ring_functions, rough_zones
 from .states import Basis, Factors, Settings, State
 from .unknowns import (
     Arrays,
     build,
     envelope_of,
-    even_knots,
     largest_support,
     order_functions,
     patterson_functions,
-    ring_knots,
     shortest_vector,
     unseen,
 )
@@ -43,6 +41,7 @@ SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
 HOLE_PENALTY = 0.05             # log evidence a pixel
 SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
 MOST_STEPS = 15                 # of one solution, while choices are still open
+RING_ROUNDS = 3                 # of splines for rings
 FIRST_STEPS = 3                 # on a larger support before it is looked at
 FEW_OUTLIERS, LOST = 5e-4, 0.03     # share of the pixels; and where a form of S that leaves out so many is not pursued
 DARK, DARK_SHARE = 0.05, 0.02   # of the mean of S, and share of the cell that is darker: from where its positive part is tried
@@ -73,7 +72,7 @@ class Fit:
                  bragg: Bragg | None = None) -> None:
         self.arrays, self.options, self.reach, self.bragg = arrays, options, reach, bragg
         self.modes = _lattice_modes(arrays)
-        self.knots, self.falling = even_knots(options.background), falling
+        self.radial, self.falling = Radial(even_knots(options.background)), falling
         self._problems: dict[tuple, tuple[Problem, State, Tensor]] = {}
         self._refused: Factors | None = None    # with which a larger support has been tried in vain
 
@@ -100,11 +99,11 @@ class Fit:
         """The problem of a support and link on the pixels ``valid``, and the state to start from: S = 1 and large noise."""
         settings = Settings(iterations=iterations, robust=self.options.robust, polish=polish, tolerance=tolerance, link=link,
                             positive=True)
-        key = (id(valid), support, self.knots.tobytes())
+        key = (id(valid), support, self.radial.key)
         if key not in self._problems:
             clear = valid if self.bragg is None else valid & self.bragg.clear
             envelope = envelope_of(self.arrays, clear, falling=self.falling)
-            basis, start = build(replace(self.arrays, valid=clear), support, self.reach, self.options, envelope, self.knots)
+            basis, start = build(replace(self.arrays, valid=clear), support, self.reach, self.options, envelope, self.radial)
             like = next((p for p, _, _ in self._problems.values()), None)
             problem = Problem(self.arrays.intensity, valid, basis, settings, self.arrays.sigma, self.modes, like=like)
             if self.bragg is not None:
@@ -148,28 +147,47 @@ class Fit:
         return chosen, problem, refine(problem, start)
 
     def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
-        """:meth:`choose`, once more with narrow background functions where the residual shows rings, if the evidence says so."""
-        first, plain = self.choose(valid), self.knots
-        factors = first[2]
+        """:meth:`choose`, once more with splines in |Q| where the residual shows rings, if the evidence says so."""
+        first, plain = self.choose(valid), self.radial
+        support, link, factors, _ = first
         if len(plain) < 2:
             return first
-        problem = self.problem(valid, first[0], first[1], polish=False)[0]
-        weight = valid / problem.variance(factors.state, factors.fields)
-        self.knots = ring_knots(self.arrays, self.arrays.intensity - factors.fields.model, weight, plain, problem.scale)
-        if self.knots is plain:
+        found = self.ringed(valid, support, link, factors)
+        if found is None:
             return first
-        start = replace(factors.state, b=torch.as_tensor(np.interp(self.knots, plain, factors.state.b.cpu().numpy()),
-                                                         device=factors.state.b.device))
-        again = self.grown(valid, first[0], first[1], self.solve(valid, first[0], first[1], start, tolerance=SEARCH_TOLERANCE))
+        again = self.grown(valid, support, link, found)
         if again[1].evidence < factors.evidence + SUPPORT_GAIN:
-            self.knots = plain
+            self.radial = plain
             return first
         if again[0] > 1.001 * self.supports()[0]:
             # rings may have driven D to a support on which it takes periodic factors from S
             fresh = self.choose(valid)
             if fresh[2].evidence > again[1].evidence:
                 return fresh
-        return again[0], first[1], again[1], first[3]
+        return again[0], link, again[1], first[3]
+
+    def ringed(self, valid: Tensor, support: float, link: str, factors: Factors) -> Factors | None:
+        """A refinement with splines for the rings that the residual shows; None where it shows none.
+
+        What a plain background leaves of a ring is only the part that D could not take: where it lies is seen at once, how
+        sharp it is only once D has been freed of it.
+        """
+        plain = self.radial
+        problem = self.problem(valid, support, link, polish=False)[0]
+        found = None
+        for _ in range(RING_ROUNDS):
+            state, fields = factors.state, factors.fields
+            residual = self.arrays.intensity - fields.model
+            zones = rough_zones(self.arrays, residual, valid / problem.variance(state, fields), problem.scale, self.radial)
+            narrow = torch.einsum("k,k...->...", state.b[len(plain) :], problem.basis.radial[len(plain) :])
+            radial, heights = ring_functions(self.arrays, residual + narrow, valid, zones, problem.scale, plain.smooth)
+            if radial.key == self.radial.key:
+                break
+            self.radial = radial
+            b = torch.cat([state.b[: len(plain)], torch.as_tensor(heights, device=state.b.device)])
+            problem = self.problem(valid, support, link, polish=False)[0]
+            found = factors = self.solve(valid, support, link, replace(state, b=b), tolerance=SEARCH_TOLERANCE)
+        return found
 
     def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """Form of S and support of the largest evidence.
@@ -227,7 +245,7 @@ class Fit:
         if not power:
             return self, chosen
         other = self.other(reach=reach)
-        other.knots = self.knots
+        other.radial = self.radial
         state = found.state if link == wanted else self._translated(valid, support, link, wanted, found.state)
         # what repeats may have driven D to a wide support, which S does not need any more
         small = self.supports()[0]

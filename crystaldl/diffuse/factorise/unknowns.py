@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import DataError
 from ..geometry import PlaneLattice, axis_scales, denominators, vectors_within
 from .fourier import FourierGrid, cell_place
+from .rings import Radial
 from .states import Basis, State
 
 PADDING = 1.15                  # repeat of D over extent of the data: room for values that do not match at the edges
@@ -25,10 +26,6 @@ MOST = {2: (1300, 230), 3: (3000, 300)}
 RESOLVED = 0.8                  # cycles a pixel of the finest order frequency: zones fall differently on the pixels
 SAME = 0.5                      # the same where all zones fall alike on the pixels
 ALIKE = 0.02                    # pixels that zones may stray from that over the whole of the data
-RING = 1.5                      # pixels: width of the rings in which a rough background is looked for
-RING_CLIP, RING_SIGMA, RING_HEIGHT = 5.0, 5.0, 4e-3     # of a residual; of the mean in a ring, in σ and in the mean intensity
-RING_MARGIN = 3                 # rings on both sides of a rough one
-RING_MOST = 48                  # more background functions
 FALL_WIDTHS = (0.05, 0.15, 0.4)     # of |Q|² as a fraction of its largest, over which the scattering of atoms falls
 VECTOR_RADIUS = 0.9             # Å around each interatomic vector of a given structure
 
@@ -177,51 +174,6 @@ def _falls(square: np.ndarray) -> np.ndarray:
     return np.stack([square, *(1.0 - np.exp(-square / w) for w in FALL_WIDTHS)])
 
 
-def even_knots(count: int) -> np.ndarray:
-    """Knots of ``count`` background functions, fractions of the largest |Q|."""
-    return np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(count)
-
-
-def radial_functions(arrays: Arrays, knots: np.ndarray) -> Tensor:
-    """Hat functions of |Q| between ascending knots that add up to 1, (len(knots), *shape); one function is a constant."""
-    if len(knots) == 0:
-        return arrays.radius.new_zeros((0, *arrays.radius.shape))
-    if len(knots) == 1:
-        return torch.ones_like(arrays.radius)[None]
-    place = torch.as_tensor(knots, device=arrays.radius.device)
-    right = torch.searchsorted(place, arrays.radius, right=True).clamp(1, len(knots) - 1)
-    share = (arrays.radius - place[right - 1]) / (place[right] - place[right - 1])
-    out = arrays.radius.new_zeros((len(knots), *arrays.radius.shape))
-    out.scatter_(0, (right - 1)[None], (1.0 - share).clamp(0.0, 1.0)[None])
-    return out.scatter_(0, right[None], share.clamp(0.0, 1.0)[None])
-
-
-def ring_knots(arrays: Arrays, residual: Tensor, weight: Tensor, knots: np.ndarray, scale: float) -> np.ndarray:
-    """Knots with more of them where the mean residual of narrow rings says that the background is rougher than they allow.
-
-    Parameters
-    ----------
-    residual : (*shape) tensor, measured − model
-    weight : (*shape) tensor, 1 / variance, zero where not measured
-    knots : ndarray
-    scale : float, mean intensity
-    """
-    reach = 0.5 * math.sqrt(sum(n * n for n in arrays.radius.shape))
-    bins = max(int(reach / RING), 8)
-    ring = (arrays.radius * (bins - 1e-6)).long().flatten()
-    z = (residual * weight.sqrt()).clamp(-RING_CLIP, RING_CLIP).flatten()
-    total, amount, number = (torch.zeros(bins, dtype=torch.float64, device=z.device).index_add_(0, ring, v) for v in
-                             (z, weight.sqrt().flatten(), (weight > 0).double().flatten()))
-    strong = (total.abs() > RING_SIGMA * number.sqrt()) & (total.abs() > RING_HEIGHT * scale * amount)
-    if not bool(strong.any()):
-        return knots
-    rough = np.convolve(strong.cpu().numpy(), np.ones(2 * RING_MARGIN + 1), "same") > 0
-    fine = np.flatnonzero(rough) + 0.5
-    fine = fine[:: -(-len(fine) // RING_MOST)] / bins
-    near = np.abs(knots[:, None] - fine).min(1) < 0.75 / bins
-    return np.sort(np.concatenate([knots[~near], fine]))
-
-
 def unseen(arrays: Arrays, valid: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Which points of a grid over one repeat of the order no valid pixel is near, bool (product of shape,).
 
@@ -312,12 +264,12 @@ def patterson_functions(arrays: Arrays, support: float, options) -> tuple[Tensor
     return _functions(index, np.round(length / shell).astype(int), arrays.even[0], arrays.intensity.device)
 
 
-def build(arrays: Arrays, support: float, reach: float, options, envelope: Tensor, knots: np.ndarray) -> tuple[Basis, State]:
+def build(arrays: Arrays, support: float, reach: float, options, envelope: Tensor, radial: Radial) -> tuple[Basis, State]:
     """Basis functions and the state to start from: D = envelope, S = 1."""
     device = arrays.intensity.device
     p = patterson_functions(arrays, support, options)
     s, stride = order_functions(arrays, reach)
-    basis = Basis(*p, *s, stride, envelope, radial_functions(arrays, knots))
+    basis = Basis(*p, *s, stride, envelope, radial.functions(arrays.radius), radial.kind(device))
     start = torch.zeros(len(p[0]), dtype=torch.float64, device=device)
     start[0] = 1.0                          # the zero vector comes first
     shells_p, shells_s = int(p[2].max()) + 1, int(s[2].max()) + 1
@@ -329,7 +281,8 @@ def build(arrays: Arrays, support: float, reach: float, options, envelope: Tenso
     state = State(
         start, torch.zeros(len(s[0]), dtype=torch.float64, device=device),
         torch.zeros(len(basis.radial), dtype=torch.float64, device=device), arrays.grid,
-        torch.ones(shells_p, dtype=torch.float64, device=device), fade, (0.1 * level) ** 2, (0.1 * spread, 0.0, 0.0),
+        torch.ones(shells_p, dtype=torch.float64, device=device), fade,
+        torch.full((2,), (0.1 * level) ** 2, dtype=torch.float64, device=device), (0.1 * spread, 0.0, 0.0),
     )
     return basis, state
 
