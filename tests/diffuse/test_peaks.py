@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from crystaldl.diffuse.factorise.bragg import bragg_radius, residue_radius
 from crystaldl.diffuse.factorise.cell import cell_of_order
 from crystaldl.diffuse.factorise.numerics import quantum
 from crystaldl.diffuse.factorise.peaks import coupling, first_heights, first_width, make_peaks
@@ -131,6 +132,31 @@ def test_no_peaks_where_there_are_none():
     volume, d, s = plane()
     parts = separate(volume.replace(data=d * s), centring="P", progress=False)
     assert parts.bragg_radius == 0 and parts.used.all()
+
+
+def test_peaks_too_narrow_or_weak_for_the_eye_are_found_in_the_misfit():
+    """The scatter of a few pixels about each node says nothing; what a fit without peaks leaves there does."""
+    volume, d, s = plane()
+    peaks = 0.3 * d.max() * bragg(volume, 0.45)
+    data = volume.replace(data=d * s + peaks)
+    assert bragg_radius(data, plane_lattice(data), 3.0) == 0.0
+    parts = separate(data, centring="P", progress=False)
+    assert parts.bragg_radius > 0
+    off = np.abs(parts.form_factor.data - d)
+    assert np.linalg.norm(off) < 2e-3 * np.linalg.norm(d)
+    assert (off < 1.96 * parts.form_factor.sigma).mean() > 0.9
+    assert (np.abs(parts.sro.data - s) < 1.96 * parts.sro.sigma).mean() > 0.8
+
+
+def test_sharp_order_is_no_residue():
+    """Where a series is too short for the order at the nodes, the misfit there is D times one number."""
+    volume, d, s = plane()
+    lattice = plane_lattice(volume)
+    around = np.exp(-0.5 * lattice.distance_to_node(volume.axes, np.array([x[1] - x[0] for x in volume.axes])) ** 2)
+    level = 300.0 * d / d.max()
+    assert residue_radius(volume, lattice, 3.0, level * around, level) == 0.0
+    assert residue_radius(volume, lattice, 3.0, 300.0 * bragg(volume, 1.0), level) > 1.0
+    assert residue_radius(volume, lattice, 3.0, np.random.default_rng(0).normal(size=d.shape), level) == 0.0
 
 
 def test_one_count():

@@ -12,6 +12,7 @@ from ..geometry import PlaneLattice
 BRAGG_SCATTER, BRAGG_TAIL = 0.5, 0.12   # relative scatter over equivalent points that diffuse scattering does not have; of tails
 SMOOTH_MARGIN = 1.5             # times the scatter about other points of the cell
 BRAGG_RING = 0.75               # pixels: width of the rings
+BRIGHT, BRIGHT_SHARE, BRIGHT_MORE = 5.0, 0.1, 5.0   # σ of a bright misfit; its share of a ring, and that over its share elsewhere
 
 
 def bragg_radius(volume, lattice: PlaneLattice, reach: float) -> float:
@@ -35,6 +36,35 @@ def bragg_radius(volume, lattice: PlaneLattice, reach: float) -> float:
     last = int(np.flatnonzero(strong)[-1])
     while last + 1 < len(weak) and weak[last + 1]:
         last += 1
+    return BRAGG_RING * (last + 1) + 0.5
+
+
+def residue_radius(volume, lattice: PlaneLattice, reach: float, misfit: np.ndarray, factor: np.ndarray) -> float:
+    """Radius in pixels of Bragg scattering that a fit without it has left; 0 where there is none.
+
+    What a fit leaves at a node that stands for order too sharp for its series is in proportion to D; Bragg intensities are not.
+
+    Parameters
+    ----------
+    misfit : (*shape) ndarray, measured − model in σ, 0 where not measured
+    factor : (*shape) ndarray, D in σ
+    """
+    steps = np.array([float(axis[1] - axis[0]) for axis in volume.axes])
+    distance = lattice.distance_to_node(volume.axes, steps)
+    bright = misfit > BRIGHT
+    elsewhere = float(bright[volume.mask & (distance > reach)].mean())
+    lows = np.arange(0.0, reach, BRAGG_RING)
+    rings = [volume.mask & (distance >= low) & (distance < low + BRAGG_RING) for low in lows]
+    share = np.array([float(bright[ring].mean()) if ring.any() else 0.0 for ring in rings])
+    there = share > max(BRIGHT_SHARE, BRIGHT_MORE * elsewhere)
+    core = volume.mask & (distance < 1.0)
+    if not there[:2].any() or core.sum() < 8:
+        return 0.0
+    ratio = misfit[core] / np.maximum(factor[core], 1e-9)
+    centre = float(np.median(ratio))
+    if 1.4826 * float(np.median(np.abs(ratio - centre))) < BRAGG_SCATTER * abs(centre):
+        return 0.0
+    last = int(np.argmin(np.append(there[1:], False))) + 1
     return BRAGG_RING * (last + 1) + 0.5
 
 

@@ -113,7 +113,9 @@ def rough_zones(arrays: Arrays, residual: Tensor, weight: Tensor, scale: float, 
                              (kept / sigma.clamp(min=1e-300), weight.sqrt(), (weight > 0).double()))
     old = np.zeros(bins, dtype=bool)
     for zone in radial.zones:
-        old[int(zone[0] * bins + 0.5) : int(zone[-1] * bins + 0.5)] = True
+        # knots halved at an end: a ring goes on there that D may still hide
+        low, high = (RING_MARGIN * (step < 0.9 * np.diff(zone).max()) for step in np.diff(zone)[[0, -1]])
+        old[max(int(zone[0] * bins + 0.5) - low, 0) : int(zone[-1] * bins + 0.5) + high] = True
     near = torch.as_tensor(_widened(old), device=ring.device)
     height = torch.where(near, RING_TRACE, RING_HEIGHT) * scale
     strong = (total.abs() > RING_SIGMA * number.sqrt()) & (total.abs() > height * amount)
@@ -141,15 +143,17 @@ def ring_functions(arrays: Arrays, residual: Tensor, valid: Tensor, zones: list[
     """
     reach = _reach(arrays)
     place, value = arrays.radius[valid].cpu().numpy() * reach, residual[valid].cpu().numpy()
-    found, heights, most = [], [], RING_MOST
-    for first, last in zones:
-        inside = (place > first) & (place < last)
-        curve = _fitted(place[inside], value[inside], (first, last), most, TRUE_TO * scale)
-        if curve is not None:
-            found.append(curve.t[3:-3] / reach)
-            heights.append(curve.c[3:-3])
-            most -= len(curve.c) - 6
-    return Radial(smooth, tuple(found)), np.concatenate([*heights, np.zeros(0)])
+    own = [(place > first) & (place < last) for first, last in zones]
+    tolerance = 1.0
+    while True:                     # where there would be too many, all follow less closely
+        curves = [_fitted(place[inside], value[inside], zone, tolerance, TRUE_TO * scale)
+                  for inside, zone in zip(own, zones, strict=True)]
+        curves = [curve for curve in curves if curve is not None]
+        if sum(len(curve.c) - 6 for curve in curves) <= RING_MOST or tolerance > 1e6:
+            break
+        tolerance *= 3.0
+    found = tuple(curve.t[3:-3] / reach for curve in curves)
+    return Radial(smooth, found), np.concatenate([curve.c[3:-3] for curve in curves] or [np.zeros(0)])
 
 
 def _reach(arrays: Arrays) -> float:
@@ -157,10 +161,11 @@ def _reach(arrays: Arrays) -> float:
     return 0.5 * math.sqrt(sum(n * n for n in arrays.radius.shape))
 
 
-def _fitted(place: np.ndarray, value: np.ndarray, zone: tuple[float, float], most: int, true_to: float) -> BSpline | None:
+def _fitted(place: np.ndarray, value: np.ndarray, zone: tuple[float, float], tolerance: float,
+            true_to: float) -> BSpline | None:
     """A spline through the medians of narrow rings, its knots halved where it does not follow them."""
     knots, curve = np.linspace(*zone, max(int(math.ceil((zone[1] - zone[0]) / WIDEST)), 4) + 1), None
-    while len(knots) - 4 <= most:
+    while True:
         rest = value if curve is None else value - curve(place)
         for _ in range(2):              # the spread within a ring is that about the curve, not its slope
             centre, level, error = _profile(place, rest, true_to)
@@ -176,11 +181,10 @@ def _fitted(place: np.ndarray, value: np.ndarray, zone: tuple[float, float], mos
         centre, level, error = _profile(place, rest, true_to)
         own = np.searchsorted(knots, centre) - 1
         number, total = (np.bincount(own, v, len(knots) - 1) for v in (np.ones(len(own)), np.square(level / error)))
-        split = (total > SPLIT * number) & (np.diff(knots) > 2.0 * NARROWEST) & (number > 1)
+        split = (total > SPLIT * tolerance * number) & (np.diff(knots) > 2.0 * NARROWEST) & (number > 1)
         if not split.any():
             return curve
         knots = np.sort(np.concatenate([knots, 0.5 * (knots[:-1] + knots[1:])[split]]))
-    return curve
 
 
 def _profile(place: np.ndarray, value: np.ndarray, true_to: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

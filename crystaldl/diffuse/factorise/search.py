@@ -41,7 +41,7 @@ SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
 HOLE_PENALTY = 0.05             # log evidence a pixel
 SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
 MOST_STEPS = 15                 # of one solution, while choices are still open
-RING_ROUNDS = 3                 # of splines for rings
+RING_ROUNDS = 4                 # of splines for rings
 FIRST_STEPS = 3                 # on a larger support before it is looked at
 FEW_OUTLIERS, LOST = 5e-4, 0.03     # share of the pixels; and where a form of S that leaves out so many is not pursued
 DARK, DARK_SHARE = 0.05, 0.02   # of the mean of S, and share of the cell that is darker: from where its positive part is tried
@@ -76,10 +76,10 @@ class Fit:
         self._problems: dict[tuple, tuple[Problem, State, Tensor]] = {}
         self._refused: Factors | None = None    # with which a larger support has been tried in vain
 
-    def other(self, *, reach: float | None = None, falling: bool | None = None) -> Fit:
-        """The same data with another reach of the order or form of the envelope."""
+    def other(self, *, reach: float | None = None, falling: bool | None = None, bragg: Bragg | None = None) -> Fit:
+        """The same data with another reach of the order or form of the envelope, or with Bragg peaks."""
         return Fit(self.arrays, self.options, reach or self.reach, falling=self.falling if falling is None else falling,
-                   bragg=self.bragg)
+                   bragg=bragg or self.bragg)
 
     def supports(self) -> list[float]:
         """Radii to try, ascending: one that holds no lattice vector, a little more than a cell (molecules fit in), larger ones."""
@@ -183,10 +183,14 @@ class Fit:
             radial, heights = ring_functions(self.arrays, residual + narrow, valid, zones, problem.scale, plain.smooth)
             if radial.key == self.radial.key:
                 break
-            self.radial = radial
+            before, self.radial = self.radial, radial
             b = torch.cat([state.b[: len(plain)], torch.as_tensor(heights, device=state.b.device)])
             problem = self.problem(valid, support, link, polish=False)[0]
-            found = factors = self.solve(valid, support, link, replace(state, b=b), tolerance=SEARCH_TOLERANCE)
+            trial = self.solve(valid, support, link, replace(state, b=b), tolerance=SEARCH_TOLERANCE, iterations=MOST_STEPS)
+            if found is not None and trial.evidence < found.evidence:
+                self.radial = before
+                break
+            found = factors = trial
         return found
 
     def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:

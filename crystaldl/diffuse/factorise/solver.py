@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import DataError
 from ..geometry import PlaneLattice
-from .bragg import bragg_radius
+from .bragg import bragg_radius, residue_radius
 from .gauss_newton import Problem
 from .links import LINKS
 from .search import FEW_OUTLIERS, SEARCH_TOLERANCE, Fit, bragg_of, outlying
@@ -164,6 +164,30 @@ def _check_enough(arrays: Arrays) -> None:
         raise DataError("data has a mean of zero or less, expected positive diffuse intensity.")
 
 
+def _with_residues(volume, lattice: PlaneLattice, fit: Fit, clear: Tensor, held: Tensor, outcome: tuple,
+                   reach: float) -> tuple[Fit, tuple, float]:
+    """The outcome once more with Bragg peaks, where a plane's misfit shows some that the data did not; and their radius."""
+    _, problem, final = outcome
+    weight = problem.valid / problem.variance(final.state, final.fields)
+    rest = problem.intensity - final.fields.model
+    misfit, level = ((v * weight.sqrt()).cpu().numpy() for v in (rest, final.fields.factor))
+    radius = residue_radius(volume, lattice, reach, misfit, level)
+    if not radius:
+        return fit, outcome, 0.0
+    steps = np.array([axis[1] - axis[0] for axis in volume.axes])
+    distance = torch.as_tensor(lattice.distance_to_node(volume.axes, steps), device=clear.device)
+    # their width is that of the misfit: the data at the strongest nodes may be order
+    bragg = bragg_of(replace(fit.arrays, intensity=rest), clear & (distance > radius), radius)
+    if bragg is None:
+        return fit, outcome, 0.0
+    other = fit.other(bragg=bragg)
+    try:
+        again = other.finish(clear, held)
+    except DataError:               # nothing that could be fitted: what is there without peaks stands
+        return fit, outcome, 0.0
+    return (other, again, radius) if again[2].evidence > final.evidence else (fit, outcome, 0.0)
+
+
 def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = FactoriseOptions(), *,
               device: torch.device | str = "cpu", report: Callable[[str], None] = lambda text: None) -> Factorisation:
     """Separate one plane or volume into D, S and background.
@@ -193,6 +217,7 @@ def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = Factori
     fit = Fit(arrays, options, options.reach or default_reach(arrays))
     steps = np.array([float(axis[1] - axis[0]) for axis in volume.axes])
     clear, radius = arrays.valid, 0.0
+    searching = lattice.has_nodes and options.bragg == "auto" and arrays.grid.ndim == 2
     if lattice.has_nodes and options.bragg is not None:
         keep = min(BRAGG_REACH, 0.28 * _node_spacing(lattice, steps))
         radius = bragg_radius(volume, lattice, keep) if options.bragg == "auto" else float(options.bragg)
@@ -206,6 +231,8 @@ def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = Factori
     report("search")
     held = held_out(clear, options)
     chosen, problem, final = fit.finish(clear, held, report)
+    if searching and radius == 0.0 and outlying(final, clear) > FEW_OUTLIERS:
+        fit, (chosen, problem, final), radius = _with_residues(volume, lattice, fit, clear, held, (chosen, problem, final), keep)
     if options.robust and outlying(final, clear) > FEW_OUTLIERS:
         # residues that some order or background explains hold on to an envelope: the other one may not be caught by them
         other = fit.other(falling=False)
