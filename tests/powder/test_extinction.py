@@ -16,7 +16,13 @@ from crystaldl.physics.symmetry import (
     extinction_symbols,
     space_group,
 )
-from crystaldl.powder.indexing.extinction import extinction_evidence, groups_of_lattice, predicted_reflections
+from crystaldl.powder.indexing.extinction import (
+    absent_table,
+    extinction_evidence,
+    groups_of_lattice,
+    predicted_reflections,
+    table_index,
+)
 from crystaldl.powder.prepare import REFERENCE_WAVELENGTH
 
 LIMITS = np.log(2 * np.sin(np.radians(np.array([5.0, 80.0]) / 2)) / REFERENCE_WAVELENGTH)
@@ -94,6 +100,26 @@ def test_predicted_reflections_are_those_of_the_centring(number):
 
 GROUPS = [16, 19, 29, 33, 60, 61, 62, 20, 36, 64, 72, 70, 75, 92, 96, 114, 127, 130, 136, 88, 141, 143, 152, 163, 173, 176,
           148, 167, 195, 198, 205, 218, 199, 206, 230, 225, 227, 4, 11, 7, 14, 5, 12, 9, 15]  # fmt: skip
+
+
+def test_long_axes_have_all_their_lines():
+    metric = coefficients(metric_tensor([4.143, 4.143, 28.636, 90.0, 90.0, 120.0]))  # Bi2Se3: its 0 0 15 and 1 0 16 are far from weak
+    hkl, _ = predicted_reflections(metric, "hR", 0.8)
+    assert hkl[(hkl[:, :2] == 0).all(1), 2].tolist() == [3, 6, 9, 12, 15, 18, 21, 24]
+
+
+@pytest.mark.parametrize("number", [14, 15, 43, 70, 92, 141, 167, 178, 205, 220, 230])
+def test_absences_repeat_beyond_the_table(number):
+    rng = np.random.default_rng(number)
+    hkl = rng.integers(-30, 31, (400, 3))
+    hkl[:100, rng.integers(0, 3)] = 0
+    hkl[100:150, 1] = hkl[100:150, 0]
+    hkl[150:200, :2] = 0
+    wanted = np.asarray(space_group(number).operations().systematic_absences(hkl.astype(np.int32)), bool)
+    got = absent_table(int(extinction_of_group()[number - 1]))[table_index(hkl)]
+    size = np.abs(hkl)
+    alike = ((size - np.roll(size, 1, axis=1)) % 12 == 0).any(1) & (size.max(1) > 14)  # two unlike indices may become alike
+    assert (got == wanted)[~alike].all()
 
 
 @pytest.mark.parametrize("number", GROUPS)

@@ -8,7 +8,7 @@ import pytest
 from crystaldl.physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_of_group, space_group
 from crystaldl.powder.indexing import pawley
 from crystaldl.powder.indexing.absences import absence_evidence, forbidden_lines, line_likelihoods, settings
-from crystaldl.powder.indexing.bravais import metric_of
+from crystaldl.powder.indexing.bravais import metric_of, niggli_cell
 from crystaldl.powder.indexing.extinction import groups_of_lattice, predicted_reflections
 from crystaldl.powder.indexing.pawley import FREE_PARAMETERS, compared, pawley_fit
 from crystaldl.powder.indexing.profile_kernels import add_up, columns, normal_equations
@@ -200,3 +200,25 @@ def test_settings_are_distinct_and_of_the_lattice():
     pnma = settings(int(extinction_of_group()[61]), "oP")
     assert len(pnma) == 6
     assert BRAVAIS_LATTICES[bravais_of_group()[61]] == "oP"
+
+
+def test_noise_of_smoothed_patterns_is_seen():
+    rng = np.random.default_rng(3)
+    rough = rng.normal(0, 0.01, AXIS_POINTS)
+    smooth = np.convolve(rough, np.ones(4) / 2, "same")  # as strong, but neighbours agree
+    mask = np.ones(AXIS_POINTS)
+    for noise in (rough, smooth):
+        assert pawley.noise_level(noise, mask, pawley.LAGS) == pytest.approx(0.01, rel=0.25)
+
+
+def test_no_line_grows_at_the_cost_of_another_below_zero():
+    y, mask, _ = pattern("mC", fwhm=0.35, noise=0.004, seed=2)
+    fit = pawley_fit(y, mask, "aP", metric_of(niggli_cell(CELLS["mC"], "C")), 0.0, strict=True)
+    assert fit.intensity.min() > -1e-3 * fit.intensity.max()
+    assert fit.explained > 0.97
+
+
+def test_strong_lines_missed_at_first_come_back():
+    y, mask, lines = pattern("tP", zero=0.09, fwhm=0.12, noise=0.001, seed=4)
+    fit = pawley_fit(y, mask, "tP", coefficients("tP") * 1.004, 0.0, strict=True)
+    assert fit.explained > 0.97 and fit.intensity.min() > -1e-3 * fit.intensity.max()

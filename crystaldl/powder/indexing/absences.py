@@ -14,7 +14,7 @@ from itertools import permutations
 import numpy as np
 from scipy.special import log_ndtr
 
-from .extinction import LIMIT, absent_table, centred, groups_of_lattice, reflection_grid
+from .extinction import LIMIT, absent_table, centred, groups_of_lattice, reflection_grid, table_index
 from .pawley import PawleyFit
 
 #: intensities of allowed lines relative to the local mean: weights and means of exponentials
@@ -63,7 +63,7 @@ def _turned(lattice: str) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray
     general = _GENERAL[centred(_GENERAL, lattice)]
     shape = (2 * LIMIT + 1,) * 3
     places = [
-        tuple(np.ravel_multi_index((np.clip(hkl @ turn.T, -LIMIT, LIMIT) + LIMIT).T, shape) for hkl in (general, grid))
+        tuple(np.ravel_multi_index(table_index(hkl @ turn.T), shape) for hkl in (general, grid))
         for turn in _axes(lattice)
     ]
     return centred(grid, lattice), places
@@ -116,7 +116,7 @@ def line_likelihoods(fit: PawleyFit, mixture=MIXTURE) -> tuple[np.ndarray, np.nd
 
 def _forbidden(extinction: int, fit: PawleyFit) -> list[np.ndarray]:
     """Lines that an extinction group forbids, (n,) bool for each setting: those whose reflections are all absent."""
-    index = tuple((np.clip(fit.hkl, -LIMIT, LIMIT) + LIMIT).T)
+    index = table_index(fit.hkl)
     return [
         np.bincount(fit.line, ~table[index], len(fit.intensity)) == 0 for table in settings(extinction, fit.lattice)
     ]

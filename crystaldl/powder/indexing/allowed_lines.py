@@ -23,7 +23,7 @@ from .absences import settings
 from .autoindex import FLOORS, PRICE, TAIL, IndexOptions, LineTable
 from .autoindex_kernels import FREE, SQRT_TWO_PI
 from .bravais import BRAVAIS, HIGHEST_GROUP
-from .extinction import LIMIT, groups_of_lattice, predicted_reflections
+from .extinction import groups_of_lattice, predicted_reflections, table_index
 
 __all__ = ["allowed_score"]
 
@@ -65,7 +65,7 @@ def _predicted(lattice: str, metric, q_max: float, tables) -> tuple[np.ndarray, 
     """1/d² of the reflections of a lattice, ascending (n,), whether each choice allows them (s, n), and their share in a
     line (n,)."""
     hkl, q2 = predicted_reflections(metric, lattice, q_max)
-    allowed = ~tables[(slice(None), *(np.clip(hkl, -LIMIT, LIMIT) + LIMIT).T)]
+    allowed = ~tables[(slice(None), *table_index(hkl))]
     return q2, allowed, 2.0 / multiplicity(lattice, hkl)
 
 

@@ -19,6 +19,7 @@ from ...physics.symmetry import BRAVAIS_LATTICES, bravais_of_group, extinction_m
 from ..prepare import REFERENCE_WAVELENGTH
 
 LIMIT = 14  # largest |index| in the tables of extinctions
+FARTHEST = 40  # largest |index| of a reflection
 MAX_PREDICTED = 90
 #: transposed index transformations that rename the axes of a cell
 _AXES = {
@@ -63,6 +64,16 @@ def absent_table(extinction: int) -> np.ndarray:
     return flags.reshape((2 * LIMIT + 1,) * 3)
 
 
+def table_index(hkl: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Where the reflections (n, 3) stand in tables like `absent_table`: three arrays (n,).
+
+    Absences repeat every 12 indices; larger ones are brought back by multiples of that, never to or across zero.
+    """
+    size = np.abs(hkl)
+    turns = np.maximum(-((LIMIT - size) // 12), 0)
+    return tuple((hkl - 12 * turns * np.sign(hkl) + LIMIT).T)
+
+
 def centred(hkl: np.ndarray, lattice: str) -> np.ndarray:
     """Which reflections (n, 3) the centring of a Bravais lattice lets be seen, (n,) bool; hR obverse."""
     h, k, l = hkl.T
@@ -86,7 +97,7 @@ def predicted_reflections(metric, lattice: str, q2_max: float):
     a, b, c, d, e, f = metric
     direct = np.linalg.inv([[a, f / 2, e / 2], [f / 2, b, d / 2], [e / 2, d / 2, c]])
     # |h| = |r*·a| ≤ |r*| |a|
-    reach = [min(LIMIT, int(np.sqrt(q2_max * max(v, 1.0)))) for v in np.diag(direct)]
+    reach = [min(FARTHEST, int(np.sqrt(q2_max * max(v, 1.0)))) for v in np.diag(direct)]
     h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")
     hkl = np.stack([h, k, l], -1).reshape(-1, 3)
     hkl = hkl[(hkl[:, 0] > 0) | ((hkl[:, 0] == 0) & ((hkl[:, 1] > 0) | ((hkl[:, 1] == 0) & (hkl[:, 2] > 0))))]
@@ -169,13 +180,13 @@ def _evidence(groups, lattice, hkl, line, lines: _Lines) -> dict[int, float]:
     share = np.sqrt(np.minimum(np.bincount(line, minlength=count) / general, 1.0))
     hits, misses = lines.weight * lines.seen, lines.weight * ~lines.seen * share
     forbidden = lines.weight * np.where(lines.seen, np.log(lines.chance), np.log1p(-lines.chance))
-    indices = [np.clip(hkl @ axes.T, -LIMIT, LIMIT) + LIMIT for axes in kinds]
+    indices = [table_index(hkl @ axes.T) for axes in kinds]
     out = {}
     for g in groups:
         table = absent_table(int(g))
         values = []
         for t in indices:
-            allowed = np.bincount(line, ~table[tuple(t.T)], count) > 0
+            allowed = np.bincount(line, ~table[t], count) > 0
             s = np.bincount(lines.third, hits * allowed, 3)
             n = np.bincount(lines.third, misses * allowed, 3)
             values.append(float(betaln(s + 1.0, n + 1.0).sum() + forbidden[~allowed].sum()))

@@ -22,6 +22,9 @@ MAX_LINES = 150
 _REACH = 9.0  # widths
 _HATS = 12.0  # degrees between the knots of the background
 _ROUNDS = 9
+#: of strict fits: points over which noise is looked for; (residual / 3σ)² beyond which a point is no more foreign; precision
+#: that holds an intensity at zero, relative to the largest
+LAGS, FOREIGN, HELD = (1, 2, 4), 20.0, 1e3
 
 #: free parameters of the reciprocal metric (h², k², l², kl, hl, hk) by crystal family
 _FREE = {
@@ -171,10 +174,19 @@ def typical_width(y: np.ndarray) -> float:
     return float(np.clip((below[0] if len(below) else 79) * AXIS_STEP * 1.6, 0.05, 1.0))
 
 
-def noise_level(y: np.ndarray, mask: np.ndarray) -> float:
-    """Standard deviation of the noise from second differences of the measured, not rectified points."""
-    d = (y[2:] - 2 * y[1:-1] + y[:-2])[(mask[2:] > 0) & (mask[:-2] > 0) & (y[1:-1] != 0)]
-    return float(np.median(np.abs(d)) * 1.4826 / np.sqrt(6.0)) if len(d) > 50 else 1e-3
+def noise_level(y: np.ndarray, mask: np.ndarray, lags=(1,)) -> float:
+    """Standard deviation of the noise from second differences of the measured, not rectified points.
+
+    ``lags``: over how many points; over several, too, where a pattern may have been smoothed or interpolated, so that
+    neighbours agree.
+    """
+    out = []
+    for lag in lags:
+        d = (y[2 * lag :] - 2 * y[lag:-lag] + y[: -2 * lag])[
+            (mask[2 * lag :] > 0) & (mask[: -2 * lag] > 0) & (y[lag:-lag] != 0)
+        ]
+        out.append(float(np.median(np.abs(d)) * 1.4826 / np.sqrt(6.0)) if len(d) > 50 else 1e-3)
+    return max(out)
 
 
 def pawley_fit(
@@ -187,6 +199,7 @@ def pawley_fit(
     ratio: float = 0.5,
     doublet: float = CU_DOUBLET,
     rounds: int = _ROUNDS,
+    strict: bool = False,
 ) -> PawleyFit | None:
     """Fit all lines of a lattice to a pattern on the common axis.
 
@@ -195,6 +208,9 @@ def pawley_fit(
     y, mask : (AXIS_POINTS,) background-subtracted intensity and which points were measured
     lattice, metric, zero : Bravais lattice, coefficients (6,) of h², k², l², kl, hl, hk in 1/d² (Å⁻²), zero shift (degrees)
     ratio, doublet : Kα2 over Kα1 intensity (0 for one line) and ln(λ2/λ1)
+    strict : bool
+        For what the fit leaves: noise that neighbours share is seen, no intensity is below zero, and a strong line that was
+        missed at first comes back. Not the default: trained judgement of fits (`LatticeArbiter`) knows them without.
 
     Returns
     -------
@@ -212,8 +228,8 @@ def pawley_fit(
     model = _Model(lattice, metric, zero, hkl, line, count, ratio, doublet, width)
     last = model.positions()[2][-1] + 2 * width if count == MAX_LINES else high
     points = min(int((min(last, high) - AXIS_START) / AXIS_STEP) + 1, measured[-1] + 1) - measured[0]
-    data = _data(y, mask)
-    return _fit(model, replace(data, y=data.y[:points], good=data.good[:points]), measured[0], rounds)
+    data = _data(y, mask, LAGS if strict else (1,))
+    return _fit(model, replace(data, y=data.y[:points], good=data.good[:points]), measured[0], rounds, strict)
 
 
 @dataclass(frozen=True)
@@ -240,13 +256,13 @@ class _Data:
         return {"misfit": float(robust.mean()), "explained": float(explained), "gain": float(gain)}
 
 
-def _data(y, mask) -> _Data:
+def _data(y, mask, lags=(1,)) -> _Data:
     measured = np.flatnonzero(mask > 0)
     inside = slice(measured[0], measured[-1] + 1)
     good = mask[inside] > 0
     data = np.where(good, y[inside].astype(float), 0.0)
     data /= max(float(data.max()), 1e-9)
-    return _Data(data, good, max(noise_level(data, good), 1e-3))
+    return _Data(data, good, max(noise_level(data, good, lags), 1e-3))
 
 
 def compared(fits: list[PawleyFit | None], y: np.ndarray, mask: np.ndarray) -> list[PawleyFit | None]:
@@ -278,7 +294,7 @@ def _hats(points: int) -> np.ndarray:
     return np.clip(1 - np.abs(at - np.arange(knots)), 0, 1)
 
 
-def _fit(model: _Model, data: _Data, at: int, rounds) -> PawleyFit:
+def _fit(model: _Model, data: _Data, at: int, rounds, strict: bool) -> PawleyFit:
     start, y = AXIS_START + AXIS_STEP * at, data.y
     points, n, k = len(y), model.count, model.free.shape[1] + 5
     hats = _hats(points)
@@ -290,7 +306,8 @@ def _fit(model: _Model, data: _Data, at: int, rounds) -> PawleyFit:
         weight = data.good / sigma2
         residual = y - fitted
         if turn > 1:
-            weight = weight / (1 + np.maximum(residual, 0) ** 2 / (9.0 * sigma2))
+            foreign = np.maximum(residual, 0) ** 2 / (9.0 * sigma2)
+            weight = weight / (1 + (np.minimum(foreign, FOREIGN) if strict else foreign))
         nonlinear = np.zeros((points, 0))
         if 0 < turn < rounds:
             nonlinear, metric = model.directions(intensity, theta, parts, points)
@@ -304,6 +321,11 @@ def _fit(model: _Model, data: _Data, at: int, rounds) -> PawleyFit:
             matrix[h:, h:] += np.diag(precision)
             right[h:] += precision * mean
         solution = _solved(matrix, right)
+        below = np.flatnonzero(solution[:n] < 0) if strict else []
+        if len(below):  # of lines that overlap, one must not grow at the cost of another below zero
+            held = matrix.copy()
+            held[below, below] += HELD * matrix.diagonal()[:n].max()
+            solution = _solved(held, right)
         intensity = solution[:n]
         if nonlinear.shape[1]:
             step = solution[h:]

@@ -29,9 +29,10 @@ from .bravais import (
 from .coincidences import exact_multiples, owes, prices
 from .evidence import listed_lines
 from .sieve import Sieve, make_sieve
+from .superlattices import Measured, with_superlattices
 from .trials import BEYOND, LEVEL, PROFILE_WEIGHT, WORTH, trial_lattices
 
-__all__ = ["with_profile"]
+__all__ = ["with_larger_cells", "with_profile"]
 
 #: lattices that the search of the lines hands on
 KEPT = 25
@@ -50,7 +51,7 @@ def with_profile(found: list[Lattice], pattern, lines: LineTable, options: Index
     if ready is None:
         return found
     peaks, sieve = ready
-    scale = pattern.radiation.wavelength / REFERENCE_WAVELENGTH  # zero shifts on the common axis are those of Cu
+    scale = _scale(pattern)
     _, trials = trial_lattices(peaks, lambda: sieve)
     suggested = [t for own in trials.found.values() for t in own]
     new = Pool(
@@ -65,19 +66,35 @@ def with_profile(found: list[Lattice], pattern, lines: LineTable, options: Index
     return _without_copies(*_scored(pool, sieve, scale, lines, options), lines)
 
 
-def _ready(pattern) -> tuple[np.ndarray, Sieve] | None:
-    """Lines (n, 4) and sieve of a pattern; None where too little of it was measured."""
+def with_larger_cells(found: list[Lattice], pattern) -> list[Lattice]:
+    """Lattices, best first, with superlattices of the first that weak lines of the pattern speak for."""
+    measured = on_axis(pattern)
+    return found if measured is None else with_superlattices(found, measured, _scale(pattern))
+
+
+def _scale(pattern) -> float:
+    """Factor on zero shifts: those on the common axis are those of Cu."""
+    return pattern.radiation.wavelength / REFERENCE_WAVELENGTH
+
+
+def on_axis(pattern) -> Measured | None:
+    """A pattern on the common axis; None where too little of it was measured."""
     from ..classify import on_common_axis
 
     try:
         y, mask, ratio, delta = on_common_axis([pattern])
     except DataError:
         return None
-    y, mask, ratio, delta = (v.numpy() for v in (normalise(y, mask), mask, ratio, delta))
-    (peaks,) = listed_lines(y, mask, ratio, delta)
-    if len(peaks) < 4:
+    return Measured(normalise(y, mask)[0].numpy(), mask[0].numpy(), float(ratio[0]), float(delta[0]))
+
+
+def _ready(pattern) -> tuple[np.ndarray, Sieve] | None:
+    """Lines (n, 4) and sieve of a pattern; None where too little of it was measured."""
+    m = on_axis(pattern)
+    if m is None:
         return None
-    return peaks, make_sieve(y[0], mask[0], peaks, float(ratio[0]), float(delta[0]))
+    (peaks,) = listed_lines(m.y[None], m.mask[None], np.array([m.ratio]), np.array([m.doublet]))
+    return (peaks, make_sieve(m.y, m.mask, peaks, m.ratio, m.doublet)) if len(peaks) >= 4 else None
 
 
 def _pool_of(found: list[Lattice]) -> Pool:

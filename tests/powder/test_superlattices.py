@@ -1,0 +1,94 @@
+"""Superlattices that only weak lines tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from crystaldl.physics.lattice import cell_volume
+from crystaldl.powder.indexing.autoindex import Lattice
+from crystaldl.powder.indexing.bravais import metric_of, niggli_cell, same_lattice
+from crystaldl.powder.indexing.extinction import predicted_reflections
+from crystaldl.powder.indexing.superlattices import (
+    Measured,
+    against_chance,
+    cell_of_group,
+    superlattices,
+    wave_groups,
+    with_superlattices,
+)
+from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
+
+CELL = np.array([4.48, 8.07, 9.33, 90.0, 90.0, 90.0])
+NOISE = 0.008
+
+
+def pattern(weak: float, seed: int = 0) -> Measured:
+    """An orthorhombic crystal that is body-centred but for lines of ``weak`` times the strength of the others."""
+    rng = np.random.default_rng(seed)
+    hkl, q2 = predicted_reflections(metric_of(CELL), "oP", (2 * np.sin(np.radians(35.0)) / REFERENCE_WAVELENGTH) ** 2)
+    strength = rng.exponential(1.0, len(q2)) * np.where(hkl.sum(1) % 2, weak, 1.0)
+    x = 2 * np.degrees(np.arcsin(np.sqrt(q2) * REFERENCE_WAVELENGTH / 2))
+    axis = common_axis()
+    u = (axis[:, None] - x) / 0.12
+    y = (strength * (0.6 * np.exp(-4 * np.log(2) * u * u) + 0.4 / (1 + 4 * u * u))).sum(1)
+    mask = ((axis > 8) & (axis < 70)).astype(np.float32)
+    y = (y / y.max() + rng.normal(0, NOISE, AXIS_POINTS)) * mask
+    return Measured(y, mask, 0.0, 0.0)
+
+
+CENTRED = Lattice("oI", CELL, niggli_cell(CELL, "I"), 0.0, 50.0)
+TRUE = niggli_cell(CELL, "P")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lines_near_the_noise_tell_the_larger_cell_together(seed):
+    drawn = pattern(0.04, seed)  # single lines of up to about three times the noise
+    found = with_superlattices([CENTRED], drawn)
+    assert same_lattice(found[0].niggli, TRUE) and found[0].bravais == "oP" and found[0].score > 50
+    assert found[1] is CENTRED, "the smaller one comes after it"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_larger_cell_where_there_are_no_such_lines(seed):
+    assert with_superlattices([CENTRED], pattern(0.0, seed))[0] is CENTRED
+    full = Lattice("oP", CELL, TRUE, 0.0, 50.0)
+    assert with_superlattices([full], pattern(0.3, seed))[0] is full
+
+
+def test_a_lattice_stands_in_the_list_once():
+    low = Lattice("oP", CELL, TRUE, 0.0, 7.0)
+    found = with_superlattices([CENTRED, low], pattern(0.05))
+    assert sum(same_lattice(lattice.niggli, TRUE) for lattice in found) == 1
+    assert with_superlattices([], pattern(0.05)) == []
+
+
+def test_how_plain_a_superlattice_is_follows_its_lines():
+    likelihoods = []
+    for weak in (0.0, 0.04, 0.1):
+        drawn = pattern(weak)
+        fit = drawn.fit("oI", metric_of(CELL), 0.0)
+        own = [s.likelihood for s in superlattices(drawn, fit) if same_lattice(s.niggli, TRUE)]
+        likelihoods.append(max(own, default=0.0))
+    assert likelihoods[0] < 3 < likelihoods[1] < likelihoods[2]
+
+
+def test_wave_vectors_of_a_cubic_cell():
+    cell = np.array([4.0, 4.0, 4.0, 90.0, 90.0, 90.0])
+    groups = wave_groups(cell)
+    made = [(len(g), cell_of_group(cell, g)) for g in groups]
+    for n, niggli in made:
+        assert cell_volume(niggli) == pytest.approx(64.0 * n, rel=1e-6)
+    for n, a, centring in ((2, 8.0, "F"), (4, 8.0, "I"), (8, 8.0, "P")):  # of k = ½½½, ½½0 and ½00 with their equivalents
+        wanted = niggli_cell([a, a, a, 90, 90, 90], centring)
+        assert any(m == n and same_lattice(cell, wanted, 1e-4) for m, cell in made), centring
+
+
+def test_chance_lines_tell_nothing_and_cost_little():
+    rng = np.random.default_rng(0)
+    norm = np.full(40, 500.0)
+    values = [against_chance(rng.normal(size=40), norm, 0.02) for _ in range(200)]
+    assert np.mean(values) < 0 and np.max(values) < 3
+    seen = rng.normal(size=40) + rng.exponential(2.0, 40)
+    assert against_chance(seen, norm, 0.02) > 10
+    assert against_chance(np.zeros(0), np.zeros(0), 0.02) == pytest.approx(0.0)
