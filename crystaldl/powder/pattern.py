@@ -269,7 +269,8 @@ class PowderPattern:
         Parameters
         ----------
         peaks : PeakList or array of 2θ in degrees, optional
-            The lines. By default those that `peaks` finds, and the whole profile where they do not decide.
+            The lines. By default those that `peaks` finds, and the whole profile: where they do not decide, and for weak
+            lines that tell a superlattice (pseudo-centred structures).
         systems : str or sequence of str, optional
             Crystal systems to search; all seven by default. The search ends early when one of high symmetry fits.
         progress : bool

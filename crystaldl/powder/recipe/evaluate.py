@@ -93,7 +93,9 @@ def measured_search(measured: MeasuredSet, runs: Path) -> SearchTable:
 
 
 def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int | None = None) -> np.ndarray:
-    """What FamilyNet says of each measured pattern, (2 n, 230): not knowing its look-alikes, then knowing most of them.
+    """What FamilyNet says of each measured pattern, (2, 2 n, 230): not knowing its look-alikes, then knowing most of them.
+
+    Twice, see `crystaldl.powder.recipe.families.explained`: before and after the lines have been asked.
 
     First the networks are trained without the pattern's look-alikes, then without a random fifth of the patterns. Structures
     of the libraries are known to both.
@@ -102,7 +104,8 @@ def known_crystals(shared: Path, runs: Path, measured: MeasuredSet, threads: int
     by_chance = np.random.default_rng(0).permutation(len(measured)) % FOLDS
     folds = {"group": by_look, "random": by_chance}
     lines = _lines_of(measured.y, measured.mask, measured.ratio, measured_search(measured, runs))
-    return np.concatenate([out_of_fold_families(shared, runs, name, fold, lines, threads) for name, fold in folds.items()])
+    parts = [out_of_fold_families(shared, runs, name, fold, lines, threads) for name, fold in folds.items()]
+    return np.concatenate(parts, axis=1)
 
 
 def _lines_of(y, mask, ratio, table: SearchTable) -> list[tuple[np.ndarray, float]]:
@@ -126,10 +129,11 @@ def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold
     strange = _unknown_types(shared, runs, len(table.group))
     out = {}
     for name, z in logits.items():
+        asked = int(name == "auto")
         p = calibrated_out_of_fold(z, group, fold)
         q = apply_calibration(unseen[name], fit_calibration(z, group))
         out[name] = (
-            np.concatenate([known, strange]),
+            np.concatenate([known[asked], strange[asked]]),
             np.concatenate([p, p, q]),
             np.concatenate([group, group, table.group]),
             np.concatenate([look, look, look.max() + 1 + np.arange(len(q))]),
@@ -138,7 +142,7 @@ def trust_tables(shared: Path, runs: Path, known: np.ndarray, logits: dict, fold
 
 
 def _unknown_types(shared: Path, runs: Path, count: int) -> np.ndarray:
-    """What a FamilyNet that knows all measured patterns says of the patterns of `simulated_table`, (count, 230)."""
+    """What a FamilyNet that knows all measured patterns says of the patterns of `simulated_table`, (2, count, 230)."""
     task = family_task(shared, runs, everything=False)
     model = two_stages(task, runs, runs / "families-unseen")
     p, table = _arbiter_patterns(shared, runs, count)[1], simulated_table(shared, runs, count)

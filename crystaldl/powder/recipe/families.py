@@ -184,25 +184,26 @@ def two_stages(task: FamilyTask, runs: Path, out: Path, threads: int | None = No
 
 
 def explained(task: FamilyTask, runs: Path, p: np.ndarray, lines, threads: int | None = None) -> np.ndarray:
-    """Space groups (n, 230) of known crystals ``p`` (n, families + 1), as a classification takes them: cells that do not
-    explain the lines count less. ``lines`` as `held_against` takes them.
+    """Space groups of known crystals ``p`` (n, families + 1), (2, n, 230): as the network sees them, as method "network" takes
+    it, and with cells that do not explain the lines counting less, as "auto" does. ``lines`` as `held_against` takes them.
     """
     seen = family_probabilities(first_stage(task, runs, threads)[0], task.pools[0].spectrum[: len(task.measured)])
     cells = cells_of(task, counterparts(task, seen))
-    return by_group(held_against(p, cells, task.group_of_family, lines), task.group_of_family)
+    held = held_against(p, cells, task.group_of_family, lines)
+    return np.stack([by_group(v, task.group_of_family) for v in (p, held)])
 
 
 def out_of_fold_families(shared, runs, name: str, fold, lines, threads=None) -> np.ndarray:
-    """Known crystals of measured patterns, space groups (n, 230), by networks trained without their fold; kept under ``runs``.
+    """What `explained` makes of measured patterns, (2, n, 230), by networks trained without their fold; kept under ``runs``.
 
     ``lines`` of the patterns as for `explained`.
     """
-    out = np.zeros((len(fold), 230))
+    out = np.zeros((2, len(fold), 230))
     for k in np.unique(fold):
         rows, path = np.flatnonzero(fold == k), runs / "cv" / f"families-{name}-{k}.npy"
         task = family_task(shared, runs, fold != k, seed=100 + int(k))
         if not path.is_file():
             model = two_stages(task, runs, runs / "cv" / f"families-{name}-{k}", threads)
             np.save(path, family_probabilities(model, task.pools[0].spectrum[rows]))
-        out[rows] = explained(task, runs, np.load(path, allow_pickle=False), [lines[i] for i in rows], threads)
+        out[:, rows] = explained(task, runs, np.load(path, allow_pickle=False), [lines[i] for i in rows], threads)
     return out
