@@ -10,12 +10,11 @@ from numbers import Real
 import numpy as np
 
 from ..errors import DataError
-from ..physics.lattice import cell_volume
 from .cell_refinement import build_cell, peaks_from
 from .cells import CellSearch
 from .indexing.allowed_lines import allowed_score
 from .indexing.autoindex import SYSTEMS, IndexOptions, Lattice, LineTable, convincing, find_lattices, line_table
-from .indexing.bravais import metric_of, system_of
+from .indexing.bravais import metric_of
 from .peaks import PeakList
 
 __all__ = ["index_pattern"]
@@ -45,7 +44,7 @@ def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> 
         from .indexing.profile_search import with_larger_cells, with_profile
 
         found = found if settled else with_profile(found, pattern, lines, options)
-        found = [c for c in with_larger_cells(found, pattern) if _allowed(c, options)]
+        found = with_larger_cells(found, pattern, options)
     merged = _merged(peaks, lines)
     cells = []
     for lattice in found:
@@ -56,13 +55,6 @@ def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> 
         if len(cells) == MAX_CELLS:
             break
     return CellSearch(tuple(cells), merged, pattern, time.monotonic() - start, options)
-
-
-def _allowed(lattice: Lattice, options: IndexOptions) -> bool:
-    """Whether a cell is among those asked for; hexagonal and trigonal ones are not told apart."""
-    system, name = system_of(lattice.bravais), lattice.bravais
-    known = {"hexagonal", "trigonal"} if name[0] == "h" else {system}
-    return bool(known & set(options.systems)) and cell_volume(lattice.niggli) < 1.02 * options.largest(name)
 
 
 def _settled(found: list[Lattice], lines: LineTable, options: IndexOptions) -> bool:

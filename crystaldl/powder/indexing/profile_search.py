@@ -66,10 +66,13 @@ def with_profile(found: list[Lattice], pattern, lines: LineTable, options: Index
     return _without_copies(*_scored(pool, sieve, scale, lines, options), lines)
 
 
-def with_larger_cells(found: list[Lattice], pattern) -> list[Lattice]:
-    """Lattices, best first, with superlattices of the first that weak lines of the pattern speak for."""
+def with_larger_cells(found: list[Lattice], pattern, options: IndexOptions) -> list[Lattice]:
+    """Lattices, best first, with superlattices of the first that weak lines of the pattern speak for, as far as allowed."""
     measured = on_axis(pattern)
-    return found if measured is None else with_superlattices(found, measured, _scale(pattern))
+    if measured is None or not found:
+        return found
+    made = with_superlattices(found, measured, _scale(pattern))
+    return [made[i] for i in np.flatnonzero(_wanted(_pool_of(made), options))]
 
 
 def _scale(pattern) -> float:

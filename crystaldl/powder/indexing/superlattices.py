@@ -233,11 +233,9 @@ def cell_of_group(cell, group) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Superlattice:
-    """A superlattice, its Niggli cell ``niggli``, ``index`` times as large; log-likelihood against chance of its lines, and
-    their number."""
+    """A superlattice: its Niggli cell, the log-likelihood of its lines against chance, and their number."""
 
     niggli: np.ndarray
-    index: int
     likelihood: float
     places: int
 
@@ -266,7 +264,7 @@ def superlattices(measured: Measured, fit: PawleyFit) -> list[Superlattice]:
         if likelihood > 0:
             out.append((likelihood, len(at), group))
     out.sort(key=lambda entry: STEEP * entry[1] - entry[0])
-    return [Superlattice(cell_of_group(cell, group), len(group), value, n) for value, n, group in out]
+    return [Superlattice(cell_of_group(cell, group), value, n) for value, n, group in out]
 
 
 def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 1.0) -> list[Lattice]:
