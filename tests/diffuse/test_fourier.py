@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from crystaldl.diffuse.factorise.fourier import FourierGrid, gram, project
-from crystaldl.diffuse.factorise.spectrum import direct_sums, read_spectrum
+from crystaldl.diffuse.factorise.shear import _gathered, _spread, make_shear
+from crystaldl.diffuse.factorise.spectrum import read_spectrum
 
 ALIGNED = {2: np.diag([1.0, 0.5]), 3: np.diag([1.0, 0.5, 2.0])}
 OBLIQUE = {2: np.array([[0.9, 0.31], [-0.22, 0.6]]), 3: np.array([[0.9, 0.31, 0.1], [-0.22, 0.6, -0.15], [0.05, 0.3, 1.1]])}
@@ -68,18 +69,16 @@ def test_high_frequencies_beyond_a_cycle_a_pixel():
 
 @pytest.mark.parametrize("shape", [(37, 30), (30, 41), (24, 24)])
 def test_sums_at_any_frequency(shape):
-    """One FFT read at the vectors, and the sums written out, against the definition; odd and even numbers of pixels."""
+    """One FFT read at the vectors against the definition; odd and even numbers of pixels."""
     rng = np.random.default_rng(7)
-    weight = rng.normal(size=(2, *shape))
+    weight = rng.normal(size=shape)
     cycles, origin = np.array([[0.0174, 0.0062], [-0.0125, 0.0107]]), np.array([0.013, -0.021])
     index = rng.integers(-90, 91, (60, 2))
     x, y = np.meshgrid(*(np.arange(n) - n // 2 for n in shape), indexing="ij")
     turns = np.multiply.outer(x, index @ cycles[0]) + np.multiply.outer(y, index @ cycles[1]) + index @ origin
-    expected = weight.reshape(2, -1) @ np.exp(2j * np.pi * turns.reshape(-1, 60))
-    read = read_spectrum(torch.as_tensor(weight[0]), index, cycles, origin)
-    assert np.abs(read - expected[0]).max() < 1e-10 * np.abs(weight[0]).sum()
-    written = direct_sums(*(torch.as_tensor(v) for v in (weight, cycles, origin, index))).numpy()
-    assert np.abs(written - expected).max() < 1e-11 * np.abs(weight).sum()
+    expected = weight.ravel() @ np.exp(2j * np.pi * turns.reshape(-1, 60))
+    read = read_spectrum(torch.as_tensor(weight), index, cycles, origin)
+    assert np.abs(read - expected).max() < 1e-10 * np.abs(weight).sum()
 
 
 def test_only_what_is_wanted_is_read():
@@ -91,16 +90,34 @@ def test_only_what_is_wanted_is_read():
     assert torch.equal(some, torch.where(wanted, every, torch.zeros_like(every)))
 
 
-@pytest.mark.parametrize("n", [15, 400])
-def test_projection_by_either_route(grid, n):
-    """Few vectors are summed directly where lattice rows run across the pixels, many come from a table."""
-    functions, stride = random_vectors(grid, n, 10, most=3), (2,) * grid.ndim
+def test_projection_of_products(grid):
+    """Weights times a common factor, the vectors in units of a stride."""
+    functions, stride = random_vectors(grid, 40, 10, most=3), (2,) * grid.ndim
     reach = tuple(int(v) for v in functions[0].abs().amax(0))
-    weight = torch.as_tensor(np.random.default_rng(11).normal(size=(2, *grid.shape)))
+    rng = np.random.default_rng(11)
+    weight, by = torch.as_tensor(rng.normal(size=(2, *grid.shape))), torch.as_tensor(rng.normal(size=grid.shape))
+    weight[1, ::2] = 0.0
     angle = phases(grid, functions[0] * 2)
-    expected = weight.numpy().reshape(2, -1) @ np.where(functions[1].numpy(), np.sin(angle), np.cos(angle))
-    found = grid.project(weight, functions, reach, stride).numpy()
+    expected = (weight * by).numpy().reshape(2, -1) @ np.where(functions[1].numpy(), np.sin(angle), np.cos(angle))
+    found = grid.project(weight, functions, reach, stride, by=by).numpy()
     assert np.abs(found - expected).max() < 1e-7 * weight.abs().sum().item()
+    found = grid.project(weight * by, functions, reach, stride).numpy()
+    assert np.abs(found - expected).max() < 1e-7 * weight.abs().sum().item()
+
+
+@pytest.mark.parametrize("to_lattice", [OBLIQUE[2], OBLIQUE[2].T * 3.0, np.array([[0.2, 2.9], [3.1, 0.1]])])
+def test_shear_on_the_processor_and_elsewhere(to_lattice):
+    """The compiled loops do what the tensor operations of other devices do."""
+    grid = grid_of(to_lattice)
+    shear = make_shear(grid.axes, grid.to_lattice, grid.divisions, (0, -3), (1, 1), (4, 7))
+    weight = torch.as_tensor(np.random.default_rng(12).normal(size=grid.shape))
+    weight = weight.T.contiguous() if shear.swap_pixels else weight
+    spread = _spread(weight.numpy(), np.full(weight.shape, 2.0), shear.taps.numpy(), shear._start(), shear.fine, shear.points)
+    assert np.abs(spread - 2.0 * shear._sheared(weight).numpy()).max() < 1e-13 * np.abs(spread).max()
+    rows = torch.as_tensor(np.random.default_rng(13).normal(size=(len(weight), shear.points)))
+    columns = weight.shape[1]
+    read = _gathered(rows.numpy(), shear.taps.numpy(), shear._start(), shear.fine, columns)
+    assert np.abs(read - shear._read(rows[None], columns)[0].numpy()).max() < 1e-13 * np.abs(read).max()
 
 
 def test_gram_of_cosines_and_sines(grid):

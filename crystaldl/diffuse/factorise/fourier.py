@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from .shear import Shear, make_shear
-from .spectrum import direct_sums, read_spectrum
+from .spectrum import read_spectrum
 from .windows import OVERSAMPLING, kaiser_bessel, kaiser_bessel_transform
 
 KERNEL_WIDTH = 8                # FFT points an axis that one frequency reads: 1e-8 at twofold oversampling
-DIRECT = 320                    # vectors up to which the sums over a plane are written out
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +149,12 @@ class FourierGrid:
         other = half[:, 1:].flip(tuple(range(1, half.ndim))).conj()
         return torch.cat([other, half], 1).reshape(*lead, *(2 * r + 1 for r in reach))
 
-    def _half(self, weight: Tensor, reach: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-        """Moments of (n, *shape) weights for ``m_1 ≥ 0``."""
+    def _half(self, weight: Tensor, reach: tuple[int, ...], stride: tuple[int, ...], by: Tensor | None = None) -> Tensor:
+        """Moments of (n, *shape) weights for ``m_1 ≥ 0``; where rows run across the pixels, of weights times ``by``."""
         low = (0, *(-r * s for r, s in zip(reach[1:], stride[1:], strict=True)))
         count = (reach[0] + 1, *(2 * r + 1 for r in reach[1:]))
         if not self.aligned:
-            return self._shear(low, stride, count).analyse(weight)
+            return self._shear(low, stride, count).analyse(weight, by)
         wave = self._wave(0, 0, stride[0], count[0])
         first = torch.cat([wave.real, wave.imag]) @ weight.flatten(2)
         out = torch.complex(first[:, : count[0]], first[:, count[0] :]).unflatten(-1, self.shape[1:])
@@ -165,15 +164,21 @@ class FourierGrid:
         return out
 
     def project(self, weight: Tensor, functions: tuple[Tensor, Tensor], reach: tuple[int, ...],
-                stride: tuple[int, ...] | None = None) -> Tensor:
-        """``Σ_x w f_a`` of cosines and sines, weights (..., *shape), result (..., n); the vectors in units of ``stride``."""
+                stride: tuple[int, ...] | None = None, by: Tensor | None = None) -> Tensor:
+        """``Σ_x w f_a`` of cosines and sines, weights (..., *shape) times ``by`` (*shape), result (..., n).
+
+        The vectors are in units of ``stride``.
+        """
+        if self.aligned or self.ndim == 3:
+            return project(self.moments(weight if by is None else weight * by, reach, stride), reach, functions)
+        lead = weight.shape[: weight.ndim - 2]
+        half = self._half(weight.reshape(-1, *self.shape), reach, stride or (1, 1), by)
+        # of the sums at r and −r one is there, and the other its conjugate
         index, is_sine = functions
-        if self.aligned or self.ndim == 3 or len(index) > DIRECT:
-            return project(self.moments(weight, reach, stride), reach, functions)
-        stride = torch.tensor(stride or (1,) * self.ndim, device=index.device)
-        cycles, origin = self._pixel_cycles()
-        sums = direct_sums(weight.reshape(-1, *self.shape), cycles, origin, index * stride)
-        return torch.where(is_sine, sums.imag, sums.real).reshape(*weight.shape[: weight.ndim - self.ndim], len(index))
+        below = index[:, 0] < 0
+        index = torch.where(below[:, None], -index, index)
+        taken = half[:, index[:, 0], index[:, 1] + reach[1]]
+        return torch.where(is_sine, torch.where(below, -taken.imag, taken.imag), taken.real).reshape(*lead, len(index))
 
     def _pixel_cycles(self) -> tuple[Tensor, Tensor]:
         """Cycles that a step along each axis adds for a unit of the integers, (ndim, ndim), and at the middle pixel."""

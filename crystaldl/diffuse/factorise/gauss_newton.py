@@ -148,11 +148,20 @@ class Problem:
         beyond = (z.abs() - self.settings.knee).clamp(min=0.0) / (c - self.settings.knee)
         return (1.0 - beyond.square()).clamp(min=0.0).square()
 
+    def mean_misfit(self, fields: Fields, weight: Tensor) -> float:
+        """Mean squared misfit of the pixels that have weight and are not of Bragg peaks."""
+        used = weight > 0 if fields.peaks is None else (weight > 0) & self._free(fields)
+        return float((fields.model - self.intensity).square().mul(used).mean())
+
+    @staticmethod
+    def _free(fields: Fields) -> Tensor:
+        return fields.peaks.abs() < FREE * (fields.model - fields.peaks).abs()
+
     def estimate_noise(self, state: State, fields: Fields) -> tuple[float, float, float]:
         """Coefficients of the noise variance ``c0 + c1 model + c2 model²`` from robust residuals in bins of the model."""
         used = self.valid > 0
         if fields.peaks is not None:
-            free = used & (fields.peaks.abs() < FREE * (fields.model - fields.peaks).abs())
+            free = used & self._free(fields)
             used = free if int(free.sum()) > 0.1 * self.n_pixels else used
         residual, model = (self.intensity - fields.model)[used], fields.model[used].clamp(min=0.0)
         keep = torch.ones_like(residual)
@@ -196,7 +205,7 @@ class Problem:
         """Gauss-Newton matrix and right-hand side (without priors) in the order p, α, b, lattice."""
         columns = self.columns(state, fields) if columns is None else columns
         basis, grid = self.basis, state.grid
-        residual = weight * (self.intensity - fields.model)
+        residual = self.intensity - fields.model
         gs = basis.envelope * fields.order
         fd, fs = (basis.patterson, basis.patterson_sine), (basis.order, basis.order_sine)
         (reach2, dd), (order2, ss), (cross, ds) = self._grams()
@@ -204,17 +213,18 @@ class Problem:
         both = fields.factor * fields.slope
         ss = 4.0 * ss(grid.moments(weight * both.square(), order2, basis.stride, ss.wanted))
         ds = 2.0 * ds(grid.moments(weight * gs * both, cross, wanted=ds.wanted))
-        stack = torch.cat([residual[None], weight * columns])
-        to_d = grid.project(stack * gs, fd, self.reach_d)
-        to_s = 2.0 * grid.project(stack * both, fs, self.reach_s, basis.stride)
+        stack = torch.cat([residual[None], columns])
+        to_d = grid.project(stack, fd, self.reach_d, by=weight * gs)
+        to_s = 2.0 * grid.project(stack, fs, self.reach_s, basis.stride, by=weight * both)
         flat = columns.flatten(1)
-        cc = (flat * weight.flatten()) @ flat.T
+        weighted = flat * weight.flatten()
+        cc = weighted @ flat.T
         matrix = torch.cat([
             torch.cat([dd, ds, to_d[1:].T], 1),
             torch.cat([ds.T, ss, to_s[1:].T], 1),
             torch.cat([to_d[1:], to_s[1:], cc], 1),
         ])
-        return matrix, torch.cat([to_d[0], to_s[0], flat @ residual.flatten()])
+        return matrix, torch.cat([to_d[0], to_s[0], weighted @ residual.flatten()])
 
     def _grams(self) -> list[tuple[tuple[int, ...], Gram]]:
         """Reach of the moments and look-up for the parts D-D, S-S and D-S of the normal matrix."""
@@ -281,7 +291,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     fields = problem.fields(state)
     weight = problem.weights(state, fields)
     damping, calm, iteration = 0.0, 0, 0
-    before = float((fields.model - problem.intensity).square().mul(weight > 0).mean())
+    before = problem.mean_misfit(fields, weight)
     while iteration < settings.iterations:
         iteration += 1
         matrix, right, bragg = problem.equations(state, fields, weight)
@@ -308,7 +318,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
         if adapt_noise:
             state = replace(state, noise=problem.estimate_noise(state, fields))
         weight = problem.weights(state, fields)
-        misfit = float((fields.model - problem.intensity).square().mul(weight > 0).mean())
+        misfit = problem.mean_misfit(fields, weight)
         # what is hidden goes on moving when the rest has long been fitted to better than the floor of the noise
         least = 0.0 if extra is not None else (NOISE_FLOOR * problem.scale) ** 2
         calm = calm + 1 if abs(before - misfit) <= max(settings.tolerance * misfit, least) else 0

@@ -211,12 +211,27 @@ def updated_peaks(problem: Problem, state: State, fields: Fields, weight: Tensor
     slope = state.height[:, None] * profile * peaks._distance2(grid) / state.width**3
     own = weight.flatten()[peaks.place]
     residual = (problem.intensity - fields.model).flatten()[peaks.place]
+    # a wider peak is a lower one: the part of the slope that the heights do not make up for
+    share = (own * slope * profile).sum(1) / (own * profile.square()).sum(1).clamp(min=1e-300)
+    slope = slope - share[:, None] * profile
     change = float((own * slope * residual).sum()) / max(float((own * slope.square()).sum()), 1e-300)
     width = state.width + float(np.clip(change, -0.1 * state.width, 0.1 * state.width))
     part = state.height[:, None] * profile
     strong = (own > 0) & (part > 2.0 * (fields.model - fields.peaks).flatten()[peaks.place].abs() + 0.5 * problem.scale)
     misfit = state.misfit
     if int(strong.sum()) > 30:
-        ratio = (residual[strong] / part[strong]).abs().median() / 0.6745
-        misfit = float(np.clip(float(ratio), *MISFITS))
+        noise = problem.variance(replace(state, misfit=0.0), fields).flatten()[peaks.place][strong]
+        misfit = _misfit(residual[strong].square(), part[strong].square(), noise)
     return replace(state, height_variance=variance, width=width, misfit=misfit)
+
+
+def _misfit(residual2: Tensor, part2: Tensor, noise: Tensor) -> float:
+    """The share m of a peak for which half of the residuals lie within 0.6745 √(noise + m² part²)."""
+    low, high = MISFITS
+    for _ in range(10):
+        middle = math.sqrt(low * high)
+        if float((residual2 / (noise + middle**2 * part2)).median()) > 0.6745**2:
+            low = middle
+        else:
+            high = middle
+    return low if low == MISFITS[0] else high

@@ -75,6 +75,7 @@ class Fit:
         self.radial, self.falling = Radial(even_knots(options.background)), falling
         self._problems: dict[tuple, tuple[Problem, State, Tensor]] = {}
         self._refused: Factors | None = None    # with which a larger support has been tried in vain
+        self._first: tuple[Tensor, tuple, Factors] | None = None
 
     def other(self, *, reach: float | None = None, falling: bool | None = None, bragg: Bragg | None = None) -> Fit:
         """The same data with another reach of the order or form of the envelope, or with Bragg peaks."""
@@ -129,10 +130,9 @@ class Fit:
 
     # ------------------------------------------------------------------ the search
 
-    def finish(self, clear: Tensor, held: Tensor,
+    def finish(self, clear: Tensor, seen: Tensor,
                report: Callable[[str], None] = lambda text: None) -> tuple[tuple, Problem, Factors]:
-        """Choose on the pixels that are not held out, refine on all of them."""
-        seen = clear & ~held
+        """Choose on the pixels ``seen``, which are not held out, refine on all of ``clear``."""
         fit, (support, link, best, evidence) = self.finer(seen, self.search(seen))
         support, best = fit.grown(seen, support, link, best, math.inf)
         chosen = support, link, best, evidence
@@ -150,7 +150,7 @@ class Fit:
         """:meth:`choose`, once more with splines in |Q| where the residual shows rings, if the evidence says so."""
         first, plain = self.choose(valid), self.radial
         support, link, factors, _ = first
-        if len(plain) < 2:
+        if len(plain.smooth) < 2:
             return first
         found = self.ringed(valid, support, link, factors)
         if found is None:
@@ -159,7 +159,7 @@ class Fit:
         if again[1].evidence < factors.evidence + SUPPORT_GAIN:
             self.radial = plain
             return first
-        if again[0] > 1.001 * self.supports()[0]:
+        if not plain.zones and again[0] > 1.001 * self.supports()[0]:
             # rings may have driven D to a support on which it takes periodic factors from S
             fresh = self.choose(valid)
             if fresh[2].evidence > again[1].evidence:
@@ -172,19 +172,20 @@ class Fit:
         What a plain background leaves of a ring is only the part that D could not take: where it lies is seen at once, how
         sharp it is only once D has been freed of it.
         """
-        plain = self.radial
+        plain = len(self.radial.smooth)
         problem = self.problem(valid, support, link, polish=False)[0]
         found = None
-        for _ in range(RING_ROUNDS):
+        # once they are known, one look at what a form or support that fits better leaves of them
+        for _ in range(1 if self.radial.zones else RING_ROUNDS):
             state, fields = factors.state, factors.fields
             residual = self.arrays.intensity - fields.model
             zones = rough_zones(self.arrays, residual, valid / problem.variance(state, fields), problem.scale, self.radial)
-            narrow = torch.einsum("k,k...->...", state.b[len(plain) :], problem.basis.radial[len(plain) :])
-            radial, heights = ring_functions(self.arrays, residual + narrow, valid, zones, problem.scale, plain.smooth)
+            narrow = torch.einsum("k,k...->...", state.b[plain:], problem.basis.radial[plain:])
+            radial, heights = ring_functions(self.arrays, residual + narrow, valid, zones, problem.scale, self.radial.smooth)
             if radial.key == self.radial.key:
                 break
             before, self.radial = self.radial, radial
-            b = torch.cat([state.b[: len(plain)], torch.as_tensor(heights, device=state.b.device)])
+            b = torch.cat([state.b[:plain], torch.as_tensor(heights, device=state.b.device)])
             problem = self.problem(valid, support, link, polish=False)[0]
             trial = self.solve(valid, support, link, replace(state, b=b), tolerance=SEARCH_TOLERANCE, iterations=MOST_STEPS)
             if found is not None and trial.evidence < found.evidence:
@@ -192,6 +193,16 @@ class Fit:
                 break
             found = factors = trial
         return found
+
+    def first(self, valid: Tensor) -> Factors:
+        """The first form of S on the smallest support, from scratch; what came of it last is kept."""
+        key = self.radial.key
+        if self._first is None or self._first[0] is not valid or self._first[1] != key:
+            support, link = self.supports()[0], self.options.links[0]
+            holes = self.problem(valid, support, link, polish=False)[0].hidden is not None
+            tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
+            self._first = valid, key, self.solve(valid, support, link, tolerance=tolerance, iterations=MOST_STEPS)
+        return self._first[2]
 
     def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """Form of S and support of the largest evidence.
@@ -201,7 +212,14 @@ class Fit:
         support, first = self.supports()[0], self.options.links[0]
         holes = self.problem(valid, support, first, polish=False)[0].hidden is not None
         tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
-        best = self.solve(valid, support, first, tolerance=tolerance, iterations=MOST_STEPS)
+        best, plain = self.first(valid), self.radial
+        if outlying(best, valid) > LOST and len(plain) > 1 and not plain.zones:
+            # rings that are found before D can grow into them need not be sought twice
+            ringed = self.ringed(valid, support, first, best)
+            if ringed is not None and ringed.evidence > best.evidence + SUPPORT_GAIN:
+                best = ringed
+            else:
+                self.radial = plain
         small, lost = support, len(self.options.links) > 1 and outlying(best, valid) > LOST
         if not lost:
             support, best = self.grown(valid, support, first, best)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from .windows import kaiser_bessel, kaiser_bessel_transform
@@ -40,15 +42,29 @@ class Shear:
     along: Tensor               # (points, M_1) complex
     correction: Tensor          # (M_0, M_1) complex: window and origin
 
-    def analyse(self, weight: Tensor) -> Tensor:
-        """``Σ w exp(2πi …)``; weight (batch, rows, columns) real, result (batch, count_0, count_1) complex."""
+    def analyse(self, weight: Tensor, by: Tensor | None = None) -> Tensor:
+        """``Σ w exp(2πi …)``, (batch, count_0, count_1) complex; weight (batch, rows, columns) real, times ``by`` (rows, columns)."""
         if self.swap_pixels:
-            weight = weight.transpose(1, 2)
+            weight, by = weight.transpose(1, 2), None if by is None else by.T
+        by = weight.new_ones(weight.shape[1:]) if by is None else by
+        if weight.device.type == "cpu":
+            taps, start, factor = self.taps.numpy(), self._start(), by.contiguous().numpy()
+            sheared = (torch.from_numpy(_spread(own, factor, taps, start, self.fine, self.points)) for own in
+                       weight.contiguous().numpy())
+        else:
+            sheared = (self._sheared(own * by) for own in weight)
         # one after the other: what a single weight needs stays in the cache
-        first = torch.stack([self.across @ self._sheared(own) for own in weight])
-        half = len(self.phase)
-        out = (torch.complex(first[:, :half], first[:, half:]) * self.phase) @ self.along * self.correction
+        out = torch.stack([self._summed(self.across @ own) for own in sheared])
         return out.transpose(1, 2) if self.swap_lattice else out
+
+    def _summed(self, first: Tensor) -> Tensor:
+        """The second sum from the first, cosines over sines."""
+        half = len(self.phase)
+        return torch.complex(first[:half], first[half:]).mul_(self.phase) @ self.along * self.correction
+
+    def _start(self) -> np.ndarray:
+        """The first grid point of each row, (X,)."""
+        return self.place[0, :, 0].numpy()
 
     def _sheared(self, weight: Tensor) -> Tensor:
         """The rows of (X, Y) weights on the grid of t, (X, points)."""
@@ -68,12 +84,64 @@ class Shear:
         grid = ((value * self.correction) @ self.along.T) * self.phase
         rows = self.across.T @ torch.cat([grid.real, -grid.imag], 1)
         columns = self.place.shape[2] + 1 - -(-WIDTH // self.fine)
-        out = 0.0
+        if rows.device.type == "cpu":
+            taps, start = self.taps.numpy(), self._start()
+            out = torch.from_numpy(np.stack([_gathered(own, taps, start, self.fine, columns) for own in rows.contiguous().numpy()]))
+        else:
+            out = self._read(rows, columns)
+        return out.transpose(1, 2) if self.swap_pixels else out
+
+    def _read(self, rows: Tensor, columns: int) -> Tensor:
+        """The pixels (batch, X, Y) from rows on the grid of t, (batch, X, points)."""
+        out = rows.new_zeros(*rows.shape[:2], columns)
         for q, place in enumerate(self.place):
-            part = rows.gather(2, place.expand(len(value), -1, -1))
+            part = rows.gather(2, place.expand(len(rows), -1, -1))
             for k, j in enumerate(range(q, WIDTH, self.fine)):
                 out = out + part[..., k : k + columns] * self.taps[:, j, None]
-        return out.transpose(1, 2) if self.swap_pixels else out
+        return out
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _spread(weight, by, taps, start, fine, points):
+    """:meth:`Shear._sheared` of ``weight · by`` in one go; rows of nothing but zeros are skipped."""
+    rows, columns = weight.shape
+    out = np.zeros((rows, points))
+    own = np.empty(columns)
+    part = np.empty((fine, columns + taps.shape[1] // fine + 1))
+    for x in range(rows):
+        some = False
+        for y in range(columns):
+            own[y] = weight[x, y] * by[x, y]
+            some |= own[y] != 0.0
+        if not some:
+            continue
+        part[:] = 0.0
+        for j in range(taps.shape[1]):
+            tap, q, k = taps[x, j], j % fine, j // fine
+            for y in range(columns):
+                part[q, k + y] += tap * own[y]
+        last = columns - 1 + -(-taps.shape[1] // fine)
+        for q in range(fine):
+            for n in range(last):
+                out[x, start[x] + n * fine + q] = part[q, n]
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _gathered(rows, taps, start, fine, columns):
+    """:meth:`Shear._read` of one set of rows."""
+    out = np.zeros((len(rows), columns))
+    last = columns - 1 + -(-taps.shape[1] // fine)
+    part = np.zeros((fine, last))
+    for x in range(len(rows)):
+        for q in range(fine):
+            for n in range(last):
+                part[q, n] = rows[x, start[x] + n * fine + q]
+        for j in range(taps.shape[1]):
+            tap, q, k = taps[x, j], j % fine, j // fine
+            for y in range(columns):
+                out[x, y] += tap * part[q, k + y]
+    return out
 
 
 def make_shear(axes: tuple[Tensor, Tensor], to_lattice: Tensor, divisions: tuple[int, int], low: tuple[int, int],

@@ -22,13 +22,14 @@ from ..geometry import PlaneLattice
 from .bragg import bragg_radius, residue_radius
 from .gauss_newton import Problem
 from .links import LINKS
-from .search import FEW_OUTLIERS, SEARCH_TOLERANCE, Fit, bragg_of, outlying
+from .search import FEW_OUTLIERS, LOST, SEARCH_TOLERANCE, Fit, bragg_of, outlying
 from .states import Factors, Fields
 from .unknowns import Arrays, arrays_of, corner_spread, default_reach
 
 FEWEST = 200                    # pixels to fit
 SHARE = 0.25                    # of the diffuse intensity: Bragg intensity above which a pixel does not count for R
 AT_NODE = 1.0                   # pixels from a node, where nothing counts for R if there are peaks
+FOUND = 0.3                     # of the outliers of a first look: what Bragg peaks must leave of them at most
 BRAGG_REACH = 8.0               # pixels around a node in which Bragg scattering is looked for
 
 
@@ -164,28 +165,46 @@ def _check_enough(arrays: Arrays) -> None:
         raise DataError("data has a mean of zero or less, expected positive diffuse intensity.")
 
 
-def _with_residues(volume, lattice: PlaneLattice, fit: Fit, clear: Tensor, held: Tensor, outcome: tuple,
-                   reach: float) -> tuple[Fit, tuple, float]:
-    """The outcome once more with Bragg peaks, where a plane's misfit shows some that the data did not; and their radius."""
-    _, problem, final = outcome
-    weight = problem.valid / problem.variance(final.state, final.fields)
-    rest = problem.intensity - final.fields.model
-    misfit, level = ((v * weight.sqrt()).cpu().numpy() for v in (rest, final.fields.factor))
+def _residues(volume, lattice: PlaneLattice, fit: Fit, clear: Tensor, reach: float, found: tuple[Problem, Factors]):
+    """Bragg peaks that the misfit of a plane shows and the data did not, as a fit with them and their radius; or None."""
+    problem, factors = found
+    weight = problem.valid / problem.variance(factors.state, factors.fields)
+    rest = problem.intensity - factors.fields.model
+    misfit, level = ((v * weight.sqrt()).cpu().numpy() for v in (rest, factors.fields.factor))
     radius = residue_radius(volume, lattice, reach, misfit, level)
     if not radius:
-        return fit, outcome, 0.0
+        return None
     steps = np.array([axis[1] - axis[0] for axis in volume.axes])
     distance = torch.as_tensor(lattice.distance_to_node(volume.axes, steps), device=clear.device)
     # their width is that of the misfit: the data at the strongest nodes may be order
     bragg = bragg_of(replace(fit.arrays, intensity=rest), clear & (distance > radius), radius)
-    if bragg is None:
+    return None if bragg is None else (fit.other(bragg=bragg), radius)
+
+
+def _seen_early(volume, lattice: PlaneLattice, fit: Fit, clear: Tensor, seen: Tensor, reach: float) -> tuple[Fit, float]:
+    """The fit with Bragg peaks where the first look at a plane says that it cannot do without them; and their radius."""
+    first = fit.first(seen)
+    lost = outlying(first, seen)
+    if lost > LOST:
+        problem = fit.problem(seen, fit.supports()[0], fit.options.links[0], polish=False)[0]
+        found = _residues(volume, lattice, fit, clear, reach, (problem, first))
+        if found is not None and outlying(found[0].first(seen), seen) < FOUND * lost:
+            return found
+    return fit, 0.0
+
+
+def _with_residues(volume, lattice: PlaneLattice, fit: Fit, clear: Tensor, seen: Tensor, outcome: tuple,
+                   reach: float) -> tuple[Fit, tuple, float]:
+    """The outcome once more with Bragg peaks, where a plane's misfit shows some that the data did not; and their radius."""
+    found = _residues(volume, lattice, fit, clear, reach, outcome[1:])
+    if found is None:
         return fit, outcome, 0.0
-    other = fit.other(bragg=bragg)
+    other, radius = found
     try:
-        again = other.finish(clear, held)
+        again = other.finish(clear, seen)
     except DataError:               # nothing that could be fitted: what is there without peaks stands
         return fit, outcome, 0.0
-    return (other, again, radius) if again[2].evidence > final.evidence else (fit, outcome, 0.0)
+    return (other, again, radius) if again[2].evidence > outcome[2].evidence else (fit, outcome, 0.0)
 
 
 def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = FactoriseOptions(), *,
@@ -230,14 +249,17 @@ def factorise(volume, lattice: PlaneLattice, options: FactoriseOptions = Factori
             raise DataError(f"bragg is {radius:g} pixels, which leaves {int(clear.sum())} pixels; expected at least {FEWEST}.")
     report("search")
     held = held_out(clear, options)
-    chosen, problem, final = fit.finish(clear, held, report)
+    seen = clear & ~held
+    if searching and radius == 0.0:
+        fit, radius = _seen_early(volume, lattice, fit, clear, seen, keep)
+    chosen, problem, final = fit.finish(clear, seen, report)
     if searching and radius == 0.0 and outlying(final, clear) > FEW_OUTLIERS:
-        fit, (chosen, problem, final), radius = _with_residues(volume, lattice, fit, clear, held, (chosen, problem, final), keep)
+        fit, (chosen, problem, final), radius = _with_residues(volume, lattice, fit, clear, seen, (chosen, problem, final), keep)
     if options.robust and outlying(final, clear) > FEW_OUTLIERS:
         # residues that some order or background explains hold on to an envelope: the other one may not be caught by them
         other = fit.other(falling=False)
-        if other.solve(clear & ~held, *chosen[:2], tolerance=SEARCH_TOLERANCE).evidence > chosen[2].evidence:
-            again = other.finish(clear, held)
+        if other.solve(seen, *chosen[:2], tolerance=SEARCH_TOLERANCE).evidence > chosen[2].evidence:
+            again = other.finish(clear, seen)
             if again[2].evidence > final.evidence:
                 chosen, problem, final = again
     support, link, found, evidence = chosen

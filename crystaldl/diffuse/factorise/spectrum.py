@@ -83,9 +83,9 @@ def _wrapped(spectrum: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
 def _read(real, imaginary, index, cycles, origin, sizes, window):
-    width, half = window.shape[1], window.shape[1] // 2
+    width, half = WIDTH, WIDTH // 2         # a constant: the loops are unrolled
     out = np.empty(len(index), dtype=np.complex128)
-    w0, w1 = np.empty(width), np.empty(width)
+    w0, w1, own, other = np.empty(width), np.empty(width), np.empty(width), np.empty(width)
     for k in range(len(index)):
         i, j = index[k, 0], index[k, 1]
         p0, p1 = i * cycles[0, 0] + j * cycles[0, 1], i * cycles[1, 0] + j * cycles[1, 1]
@@ -98,44 +98,24 @@ def _read(real, imaginary, index, cycles, origin, sizes, window):
         z0, z1 = 2.0 * (first0 - p0 + half) - 1.0, 2.0 * (first1 - p1 + half) - 1.0
         for a in range(width):
             w0[a], w1[a] = window[0, a], window[0, a]
-        for d in range(1, len(window)):
+        for d in range(1, DEGREE + 1):
             for a in range(width):
                 w0[a] = w0[a] * z0 + window[d, a]
                 w1[a] = w1[a] * z1 + window[d, a]
         row, column = int(first0) + half, int(first1) + half
-        re, im = 0.0, 0.0
+        for b in range(width):
+            own[b], other[b] = 0.0, 0.0
         for a in range(width):
-            own, other = 0.0, 0.0
             for b in range(width):
-                own += w1[b] * real[row + a, column + b]
-                other += w1[b] * imaginary[row + a, column + b]
-            re += w0[a] * own
-            im += w0[a] * other
+                own[b] += w0[a] * real[row + a, column + b]
+                other[b] += w0[a] * imaginary[row + a, column + b]
+        re, im = 0.0, 0.0
+        for b in range(width):
+            re += w1[b] * own[b]
+            im += w1[b] * other[b]
         if not flip:                    # the FFT has the negative exponent
             im = -im
         turn = 2.0 * math.pi * (i * origin[0] + j * origin[1])
         c, s = math.cos(turn), math.sin(turn)
         out[k] = complex(re * c - im * s, re * s + im * c)
     return out
-
-
-def direct_sums(weight: Tensor, cycles: Tensor, origin: Tensor, index: Tensor) -> Tensor:
-    """The same for a batch of weights (batch, X, Y) and few vectors (n, 2), written out; (batch, n) complex.
-
-    Rows and columns go one after the other; along the columns the even and the odd part take half the products each.
-    """
-    nu = index.to(torch.float64) @ cycles.T                     # cycles a pixel along both axes
-    rows, columns = weight.shape[1:]
-    middle = rows // 2, columns // 2
-    pairs = columns // 2
-    y = torch.arange(pairs, dtype=torch.float64, device=weight.device) + (0.5 if columns % 2 == 0 else 1.0)
-    turn = 2.0 * math.pi * y[:, None] * nu[:, 1]
-    low, high = weight[..., :pairs].flip(-1), weight[..., columns - pairs :]
-    even, odd = (high + low) @ turn.cos(), (high - low) @ turn.sin()
-    if columns % 2:
-        even = even + weight[..., pairs, None]
-    x = torch.arange(rows, dtype=torch.float64, device=weight.device) - middle[0]
-    shift = (columns - 1) / 2 - middle[1]
-    turn = 2.0 * math.pi * (x[:, None] * nu[:, 0] + (index.to(torch.float64) @ origin + shift * nu[:, 1]))
-    c, s = turn.cos(), turn.sin()
-    return torch.complex((even * c - odd * s).sum(1), (even * s + odd * c).sum(1))
