@@ -139,10 +139,14 @@ def factorise_centred(volume, lattice: PlaneLattice, options: FactoriseOptions, 
             best, level = name, value
     if best is None:
         return found
-    other, own = plane_lattice(volume, best), replace(options, centring=best, bragg=None)
-    if found.problem.peaks is None and not _keeps_up(used, other, own, found, device):
-        return found
+    other, own = plane_lattice(volume, best), replace(options, centring=best)
+    if found.problem.peaks is None:
+        own = replace(own, bragg=None)
+        if not _keeps_up(used, other, own, found, device):
+            return found
+    else:                   # what Bragg peaks leave on the other pixels looks like order: with peaks once more, on all of them
+        used = volume
     again = factorise(used, other, own, device=device)
     if again.factors.evidence < found.factors.evidence + SUPPORT_GAIN or not _ordered(again, lattice):
         return found
-    return replace(again, bragg_radius=found.bragg_radius)
+    return again if found.problem.peaks is not None else replace(again, bragg_radius=found.bragg_radius)

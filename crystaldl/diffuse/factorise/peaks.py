@@ -7,8 +7,8 @@ the variance of a pixel grows by the square of a share of its Bragg intensity, w
 cores of strong peaks out of the fit, not their tails.
 
 The amplitudes are eliminated from the normal equations exactly, a node at a time (Schur complement), as far as the peaks do
-not overlap. Their prior is the one of automatic relevance determination (Tipping, J. Mach. Learn. Res. 1, 211, 2001): a peak is
-there or it is nothing.
+not overlap. Their prior is the one of automatic relevance determination (Tipping, J. Mach. Learn. Res. 1, 211, 2001), a peak is
+there or it is nothing, but never narrower than the median of the squares: where most nodes have peaks, all may have.
 """
 from __future__ import annotations
 
@@ -58,9 +58,17 @@ class Peaks:
         return torch.exp(-0.5 * self._distance2(grid) / width**2) * self.inside
 
     def _distance2(self, grid) -> Tensor:
-        centre = _pixels(grid, self.node)
-        first = (self.nearest - centre)[:, None] + self.offset
-        return first.square().sum(-1)
+        return self._from_centre(grid).square().sum(-1)
+
+    def _from_centre(self, grid) -> Tensor:
+        return (self.nearest - _pixels(grid, self.node))[:, None] + self.offset
+
+    def moved(self, grid, width: float, height: Tensor, mode: Tensor) -> Tensor:
+        """Derivative of the peaks on the pixels by the amount of a mode E, which changes lattice coordinates u to u (1 + E)."""
+        steps = torch.stack([axis[1] - axis[0] for axis in grid.axes])
+        centre = -(self.node @ mode @ torch.linalg.inv(grid.to_lattice)) / steps
+        along = (self._from_centre(grid) * centre[:, None]).sum(-1)
+        return self.image(height[:, None] * self.profile(grid, width) * along / width**2, grid.shape)
 
     def image(self, values: Tensor, shape) -> Tensor:
         """Sum of (K, P) values on the pixels."""
@@ -206,7 +214,9 @@ def coupling(problem: Problem, state: State, fields: Fields, weight: Tensor, col
 def updated_peaks(problem: Problem, state: State, fields: Fields, weight: Tensor, found: Coupling) -> State:
     """Variances of the amplitudes, width, and what the profile is wrong by, a step each."""
     peaks, grid = problem.peaks, state.grid
-    variance = (state.height.square() + 1.0 / found.diagonal).clamp(min=(SMALLEST * problem.scale) ** 2)
+    # where most nodes have a peak, no node is known to have none: what is weak says less about S there than what is absent
+    least = max((SMALLEST * problem.scale) ** 2, float(state.height.square().median()))
+    variance = (state.height.square() + 1.0 / found.diagonal).clamp(min=least)
     profile = peaks.profile(grid, state.width)
     slope = state.height[:, None] * profile * peaks._distance2(grid) / state.width**3
     own = weight.flatten()[peaks.place]

@@ -43,7 +43,7 @@ class Shear:
     correction: Tensor          # (M_0, M_1) complex: window and origin
 
     def analyse(self, weight: Tensor, by: Tensor | None = None) -> Tensor:
-        """``Σ w exp(2πi …)``, (batch, count_0, count_1) complex; weight (batch, rows, columns) real, times ``by`` (rows, columns)."""
+        """``Σ w exp(2πi …)`` of real weights (batch, rows, columns) times ``by`` (rows, columns); (batch, count_0, count_1)."""
         if self.swap_pixels:
             weight, by = weight.transpose(1, 2), None if by is None else by.T
         by = weight.new_ones(weight.shape[1:]) if by is None else by
