@@ -135,6 +135,18 @@ def test_order_parameters_are_compared_within_four_cells(spec, planes):
     assert far.any() and score(answer(spec, planes, alpha=spec.alpha + far), spec, planes, 0).alpha_error < 1e-12
 
 
+def test_order_parameters_between_the_lattice_points_are_not_compared(spec, planes):
+    """A centred lattice has vectors that the truth has not; rounded, they would stand for others."""
+    n = len(spec.alpha)
+    vectors = np.concatenate([spec.vectors, np.zeros((n, 1))], 1)
+    between = np.array([[0.5, 0.5, 0.0], [1.5, 0.5, 0.0], [-0.5, 1.5, 0.0]])
+    parts = answer(spec, planes, alpha_vectors=np.concatenate([vectors, between]), alpha=np.append(spec.alpha, [0.3, -0.2, 0.1]),
+                   alpha_covariance=1e-12 * np.eye(n + 3), centring="C")
+    result = score(parts, spec, planes, 0)
+    assert result.alpha_error < 1e-12
+    assert dict(result.coverage)["alpha 68"] == dict(result.coverage)["alpha 95"] == 1.0
+
+
 def test_coverage_counts_gaussian_errors(spec, planes):
     rng = np.random.default_rng(0)
     exact = answer(spec, planes)

@@ -96,6 +96,34 @@ def test_elimination_is_that_of_the_whole_normal_matrix():
     assert torch.allclose(inverse[:n, :n], ours, rtol=1e-5, atol=1e-7 * float(ours.abs().max()))
 
 
+def test_peaks_move_with_the_lattice():
+    """The derivative of the whole model by the lattice modes, peaks and all, is that of finite differences."""
+    volume, d, s = plane(OBLIQUE, n=61, reach=2.5)
+    own = arrays(volume.replace(data=d * s + d.max() * bragg(volume, 0.9)))
+    fit = Fit(own, FactoriseOptions(background=2), 12.0, bragg=Bragg(make_peaks(own, 0.9), 0.9, own.valid))
+    problem, state = fit.problem(own.valid, 6.0, "linear", polish=True)
+    for amount, mode, column in zip((1e-5, -2e-5, 1e-5, 3e-5), problem.modes,
+                                    problem.columns(state, problem.fields(state))[len(problem.basis.radial) :], strict=False):
+        ends = []
+        for sign in (-1.0, 1.0):
+            change = torch.eye(2, dtype=torch.float64) + sign * amount * mode
+            moved = replace(state, grid=state.grid.with_lattice(state.grid.to_lattice @ change))
+            ends.append(problem.fields(moved))
+        expected = (ends[1].model - ends[0].model) / (2.0 * amount)
+        assert (ends[1].peaks - ends[0].peaks).abs().max() > 0.1 * (ends[1].model - ends[0].model).abs().max()
+        assert (column - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_the_width_of_the_peaks_is_found_in_a_few_steps():
+    """Heights make up for most of a change of the width: its step must know that."""
+    volume, d, s = plane()
+    own = arrays(volume.replace(data=d * s + d.max() * bragg(volume, 1.3)))
+    distance = torch.as_tensor(own.lattice.distance_to_node(volume.axes, np.array([a[1] - a[0] for a in volume.axes])))
+    clear = own.valid & (distance > 4.0)
+    fit = Fit(own, FactoriseOptions(links=("linear",)), 20.0, bragg=Bragg(make_peaks(own, 1.17), 1.17, clear))
+    assert fit.first(own.valid).state.width == pytest.approx(1.3, rel=1e-3)
+
+
 @pytest.mark.parametrize("width", [0.6, 1.1, 1.9])
 def test_first_guess_of_the_peaks(width):
     volume, d, s = plane()

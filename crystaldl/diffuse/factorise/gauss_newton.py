@@ -261,7 +261,8 @@ class Problem:
         modes = [sum(slope[j] * sum(u[i] * mode[i, j] for i in range(grid.ndim)) for j in range(grid.ndim))
                  for mode in self.modes]
         if self.peaks is not None:
-            modes = [own + self.peaks.moved(grid, state.width, state.height, mode) for own, mode in zip(modes, self.modes, strict=True)]
+            modes = [own + self.peaks.moved(grid, state.width, state.height, mode)
+                     for own, mode in zip(modes, self.modes, strict=True)]
         return torch.cat([basis.radial, torch.stack(modes)])
 
     @staticmethod
