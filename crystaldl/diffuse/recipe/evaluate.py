@@ -65,6 +65,7 @@ def cases(masks: np.ndarray | str = "procedural") -> dict[str, tuple[Corruption,
         "background 3 %": (Corruption(background=0.03, background_kind="flat"), False),
         "rings 10 %": (Corruption(background=0.1, background_kind="ring"), False),
         "residual Bragg": (Corruption(bragg=1.0), False),
+        "Bragg, Poisson 1000": (Corruption(bragg=1.0, counts=1000.0), False),
         "lattice off by 0.5 %": (Corruption(lattice_error=0.005), False),
     }
 
