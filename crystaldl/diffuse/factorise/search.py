@@ -213,24 +213,28 @@ class Fit:
         holes = self.problem(valid, support, first, polish=False)[0].hidden is not None
         tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
         best, plain = self.first(valid), self.radial
-        if outlying(best, valid) > LOST and len(plain) > 1 and not plain.zones:
-            # rings that are found before D can grow into them need not be sought twice
+        others = [link for link in self.options.links[1:] if link != "positive"]
+        alone = {}
+        if outlying(best, valid) > LOST:
+            alone = {link: self.solve(valid, support, link, tolerance=tolerance, iterations=MOST_STEPS) for link in others}
+        if min(outlying(own, valid) for own in (best, *alone.values())) > LOST and len(plain) > 1 and not plain.zones:
+            # rings that no form of S can do without, found before D can grow into them, need not be sought twice
             ringed = self.ringed(valid, support, first, best)
             if ringed is not None and ringed.evidence > best.evidence + SUPPORT_GAIN:
-                best = ringed
+                best, alone = ringed, {}
             else:
                 self.radial = plain
         small, lost = support, len(self.options.links) > 1 and outlying(best, valid) > LOST
         if not lost:
             support, best = self.grown(valid, support, first, best)
         found = {first: best}
-        others = [link for link in self.options.links[1:] if link != "positive"]
         for link in others:                     # D is nearly the same for all links
             start = None if lost else self._translated(valid, support, first, link, best.state)
             if start is not None and outlying(best, valid) > FEW_OUTLIERS:
                 # from the order of another S may run into what that left out
                 start = replace(start, alpha=torch.zeros_like(start.alpha), alpha_variance=self._fresh(valid, support, link))
-            found[link] = self.solve(valid, support, link, start, tolerance=tolerance, iterations=MOST_STEPS)
+            found[link] = alone[link] if lost and link in alone else self.solve(
+                valid, support, link, start, tolerance=tolerance, iterations=MOST_STEPS)
         if "positive" in self.options.links[1:] and self.dark(valid, support, found):
             other = self.solve(valid, small, "positive", tolerance=tolerance, iterations=2 * MOST_STEPS)
             grown, found["positive"] = self.grown(valid, small, "positive", other)
