@@ -21,6 +21,7 @@ from crystaldl.stem.recipe.benchmark import (
     carbon_rings,
     cell_factors,
     fit_lattice,
+    fitting_semiangles,
     measured_strain,
     multislice_patterns,
     ours,
@@ -259,6 +260,13 @@ def test_benchmark_truth_is_exact(known):
     assert len(error) > 6 and np.median(np.abs(error)) < 0.06
     e = measured_strain(known, 0, (fit.positions.numpy(), np.ones(len(start)), fit.sigma.numpy()), "sigma")
     assert e[:2] == pytest.approx(known.strain[0], abs=6e-4) and abs(e[2]) < 6e-4
+
+
+@pytest.mark.parametrize(("edge", "expected"), [(13.0, []), (8.0, [1.5]), (5.0, [1.5, 2.5])])
+def test_disks_keep_apart_where_every_other_one_is_extinct(edge, expected):
+    """With a glide line, (0, k) is extinct for odd k, but (1, k) is not: disks lie as close as the cell is long."""
+    positions = np.array([[0.2, 0.1, 0.0], [-0.2, 0.6, 0.0]])
+    assert fitting_semiangles(("glide", np.array([4.0, edge, 4.0]), np.array([42, 42]), positions, 0.5)) == expected
 
 
 def test_strain_moves_disks_and_keeps_their_shape():

@@ -59,7 +59,10 @@ class Known:
 
 
 def benchmark_crystals(count: int, seed: int = 0) -> list[tuple]:
-    """Held-out prototype crystals along axes that have an orthogonal cell: (name, edges, numbers, positions, b_iso)."""
+    """Held-out prototype crystals along axes that have an orthogonal cell: (name, edges, numbers, positions, b_iso).
+
+    Left out are those whose disks overlap at all `SEMIANGLES`.
+    """
     out, number = [], 0
     names = {p.name for p in PROTOTYPES}
     rng = np.random.default_rng((seed, 41))
@@ -79,7 +82,9 @@ def benchmark_crystals(count: int, seed: int = 0) -> list[tuple]:
             continue
         if edges[2] > 12 or len(numbers) > 60 or any(n.startswith(crystal.name) for n, *_ in out):
             continue
-        out.append((f"{crystal.name} [{''.join(map(str, zone))}]", edges, numbers, positions, specimen.b_iso))
+        found = (f"{crystal.name} [{''.join(map(str, zone))}]", edges, numbers, positions, specimen.b_iso)
+        if fitting_semiangles(found):
+            out.append(found)
     return out
 
 
@@ -207,18 +212,26 @@ def benchmark(count: int = 12, seed: int = 0, **conditions) -> Iterator[Known]:
     """Patterns of ``count`` crystals, each at the largest held-out semi-angle that keeps its disks apart."""
     rng = np.random.default_rng((seed, 5))
     for crystal in benchmark_crystals(count, seed):
-        shortest = shortest_reflection(crystal)
-        touching = 0.5 * shortest * wavelength(HELD_OUT_VOLTAGES[0]) * 1e3
-        fitting = [a for a in SEMIANGLES if a < 0.95 * touching] or [SEMIANGLES[0]]
-        yield multislice_patterns(crystal, 1e-3 * fitting[-1], rng, **conditions)
+        yield multislice_patterns(crystal, 1e-3 * fitting_semiangles(crystal)[-1], rng, **conditions)
 
 
-def shortest_reflection(crystal: tuple) -> float:
-    """Length in Å⁻¹ of the shortest reflection that is not extinct."""
+def fitting_semiangles(crystal: tuple) -> list[float]:
+    """Those of `SEMIANGLES`, mrad, at which the disks of a crystal keep apart."""
+    touching = 0.5e3 * least_spacing(crystal) * wavelength(HELD_OUT_VOLTAGES[0])
+    return [a for a in SEMIANGLES if a < 0.95 * touching]
+
+
+def least_spacing(crystal: tuple) -> float:
+    """Distance in Å⁻¹ of the two reflections that lie closest together, of those that are not extinct.
+
+    Not the shortest one's length: in a row of reflections of which every other one is extinct through the direct beam, all may
+    be there beside it.
+    """
     _, edges, numbers, positions, b_iso = crystal
-    g, u = cell_factors(edges, numbers, positions, b_iso, 200.0, 1.5)
-    q = np.hypot(*g.T)
-    return float(q[(u > 1e-3 * u.max()) & (q > 0)].min())
+    g, u = cell_factors(edges, numbers, positions, b_iso, 200.0, 1.0)
+    g = g[u > 1e-3 * u.max()]
+    distance = np.linalg.norm(g[:, None] - g[None], axis=2)
+    return float(distance[distance > 1e-9].min())
 
 
 # --------------------------------------------------------------------------------------------- methods
