@@ -10,7 +10,13 @@ import torch
 from crystaldl.stem.disks import find_disks
 from crystaldl.stem.options import DiskOptions
 from crystaldl.stem.peaks.refine import MOST_UNEVEN, unevenness
-from crystaldl.stem.recipe.benchmark import benchmark_crystals, fitting_semiangles, measured_strain, multislice_patterns, ours
+from crystaldl.stem.recipe.benchmark import (
+    benchmark_crystals,
+    fitting_semiangles,
+    measured_strain,
+    multislice_patterns,
+    ours,
+)
 
 CRYSTALS, SEED = 8, 33
 
