@@ -105,7 +105,8 @@ def add_evaluate(wings: Any) -> None:
         "stem",
         help="the methods of DataCube.find_bragg_disks, side by side",
         description="Strain, positions and recall of py4DSTEM's correlation, of correlation and of the networks that ship, on "
-        "simulated patterns kept out of training; strain also with an amorphous film, and on patterns by abTEM if installed.",
+        "simulated patterns kept out of training; strain also with an amorphous film, and on patterns by abTEM if installed; then "
+        "the figures of the models' cards, measured again.",
         epilog="Example: crystaldl evaluate stem --runs runs --crystals 2 --patterns 24",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR",

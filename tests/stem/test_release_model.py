@@ -13,7 +13,7 @@ from crystaldl.examples import _folder, example_facts, load_example
 from crystaldl.models.registry import card, default, load_weights
 from crystaldl.stem.bragg import table_of
 from crystaldl.stem.network import DiskNet
-from crystaldl.stem.recipe.release import band, release, shipped_network
+from crystaldl.stem.recipe.release import band, card_table, release, shipped_network
 from crystaldl.stem.strain.fit import fit_strain
 
 NAME = "stem/strained_scan"
@@ -97,6 +97,17 @@ def test_release_refuses_other_runs(tmp_path):
     (tmp_path / "checkpoint" / "state.json").write_text(json.dumps({"task": "powder-powdernet"}))
     with pytest.raises(ModelIntegrityError):
         release(tmp_path, tmp_path)
+
+
+def test_figures_of_a_card_stand_beside_those_measured_again(monkeypatch):
+    name = default("stem")
+    stated = card(name).figures
+    rows = [{"data": f["data"], "metric": f["metric"], "value": f["value"] + 0.5} for f in stated[:2]]
+    rows.append({"data": "other patterns", "metric": "recall", "value": 0.25})
+    monkeypatch.setattr("crystaldl.stem.recipe.release.measure", lambda network, **size: rows)
+    lines = card_table(name, crystals=6).splitlines()[1:]
+    assert [line.split()[:2] for line in lines[:2]] == [[f"{f['value'] + 0.5:.4f}", f"{f['value']:.4f}"] for f in stated[:2]]
+    assert lines[2].split() == ["0.2500", "-", "recall", "(other", "patterns)"]
 
 
 def test_a_band_counts_thicknesses_alike():

@@ -36,20 +36,20 @@ FULL_WINDOW = 450  # pixels; larger windows are thinned out away from the edge
 INSIDE = 0.1
 # What the covariance leaves out: a factor, since weights follow the noise and residuals of neighbouring pixels are correlated,
 # and in proportion to the radius what is left of how multiple scattering fills a disk. Where a polynomial is enough, its
-# quadratic part tells how much there may be of higher degree (root mean square over the disk relative to the mean). Fitted once
-# for all to the true errors of disks of 5 to 60 nm thick crystals at 10⁵ to 10⁷ electrons (multislice); the two values for
-# fringes were adjusted once more, and with `FAINT` again, with the crystals of the coverage test in view, so that it is no
-# independent check of them. Errors have longer tails than a normal distribution: these values make the 95 % interval come close
-# to what it says, and the 68 % interval a little wide.
-SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.12, 1.28
-MODEL_ERROR = 0.002  # of the radius: also of evenly filled disks
-MODEL_ERROR_UNEVEN = 0.071  # of the radius, for an unevenness of 1
-MODEL_ERROR_FRINGES = 0.0085  # of the radius, in place of that where fringes are described
+# quadratic part tells how much there may be of higher degree (root mean square over the disk relative to the mean). Where fringes
+# are described, the covariance knows how little can be told from a disk that is filled so closely, and hardly anything is to be
+# added: a larger constant would make the disks that are best known count no more than the others. Fitted once for all, and
+# `FAINT` with them, to the true errors of the disks of 16 crystals, 5 to 80 nm thick, at 10⁵, 10⁶ and 10⁷ electrons (multislice of
+# strained crystals and Bloch waves). Errors have longer tails than a normal distribution: with these values the 68 % interval is
+# a little wide, and the 95 % interval a little narrow.
+SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.06, 1.1
+MODEL_ERROR = 0.001  # of the radius: also of evenly filled disks
+MODEL_ERROR_UNEVEN = 0.02  # of the radius, for an unevenness of 1
+MODEL_ERROR_FRINGES = 0.002  # of the radius, in place of that where fringes are described
 MOST_UNEVEN = 2.0  # where the mean filling is hardly known
 # The faintest disks are the most unevenly filled ones, for what multiple scattering leaves of them lies near a zero, and too faint
-# to measure how: by the true errors of disks of 1 to 20 standard deviations (multislice and Bloch waves, 10⁵ and 10⁶ electrons),
-# σ is off by √(1 + (FAINT / significance)²). That is too much for even disks as of very thin crystals.
-FAINT = 4.0
+# to measure how: σ is off by √(1 + (FAINT / significance)²). That is too much for even disks as of very thin crystals.
+FAINT = 5.0
 
 
 Images = tuple[Tensor, Tensor | None]  # patterns and what is known of their background, with margins

@@ -1,8 +1,8 @@
 """What the methods are measured on and how: multislice patterns of known strain, peers, lattice fits.
 
 The patterns come from another simulator than the training stream's (multislice with all Laue zones, a convergent wave
-propagated through a supercell), of crystals, a voltage and semi-angles kept out of training. Strain, shift and counts
-are applied in the last transform, exactly.
+propagated through a supercell), of crystals, a voltage and semi-angles kept out of training. It is the crystal that is strained:
+its disks move, and keep the shape of the aperture. The shift is applied in the last transform, exactly.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Known:
 
 
 def benchmark_crystals(count: int, seed: int = 0) -> list[tuple]:
-    """Held-out prototype crystals along axes that have an orthogonal cell: (name, edges, numbers, positions, b_iso)."""
+    """Held-out prototype crystals along axes that have an orthogonal cell: (name, edges, numbers, positions, b_iso).
+
+    Left out are those whose disks overlap at all `SEMIANGLES`.
+    """
     out, number = [], 0
     names = {p.name for p in PROTOTYPES}
     rng = np.random.default_rng((seed, 41))
@@ -79,7 +82,9 @@ def benchmark_crystals(count: int, seed: int = 0) -> list[tuple]:
             continue
         if edges[2] > 12 or len(numbers) > 60 or any(n.startswith(crystal.name) for n, *_ in out):
             continue
-        out.append((f"{crystal.name} [{''.join(map(str, zone))}]", edges, numbers, positions, specimen.b_iso))
+        found = (f"{crystal.name} [{''.join(map(str, zone))}]", edges, numbers, positions, specimen.b_iso)
+        if fitting_semiangles(found):
+            out.append(found)
     return out
 
 
@@ -98,8 +103,9 @@ def cell_factors(edges, numbers, positions, b_iso: float, voltage: float, g_max:
 
 
 def _supercell(edges, semiangle: float, voltage: float):
-    """Repeats and grid so that the probe fits in it and `RESOLUTION` survives the band limit."""
-    size = max(60.0, 9 * 0.6 * wavelength(voltage) / semiangle)
+    """Repeats and grid so that the probe's tails fit in it, without which the disks' edges blur, and `RESOLUTION` survives the
+    band limit."""
+    size = max(90.0, 13.5 * 0.6 * wavelength(voltage) / semiangle)
     repeat = [int(np.ceil(size / e)) for e in edges[:2]]
     grid = [int(np.ceil(2 * 1.5 * RESOLUTION * e / 2) * 2) for e in edges[:2]]
     return repeat, [g * r for g, r in zip(grid, repeat, strict=True)]
@@ -110,7 +116,8 @@ def multislice_patterns(
     strain: float | tuple = 0.01, tilt: float = 1e-3, background: float | tuple[float, float] = 0.1, radius: float = RADIUS,
     simulator: str = "own",
 ) -> Known:
-    """Patterns of one crystal at every thickness of `THICKNESSES`, ``draws`` each, with random strain, shift and counts.
+    """Patterns of one crystal at every thickness of `THICKNESSES`, ``draws`` each, with random shift and counts, and a random
+    strain for each draw.
 
     ``semiangle`` and ``tilt`` (Rayleigh parameter) in rad, ``dose`` in electrons; ``background``:
     share of the electrons in a smooth tail, or that and the share in the rings of an amorphous film (`carbon_rings`);
@@ -122,27 +129,20 @@ def multislice_patterns(
     tail, film = background if isinstance(background, tuple) else (background, 0.0)
     wave = wavelength(voltage)
     repeat, grid = _supercell(edges, semiangle, voltage)
-    slab = make_slab(edges, numbers, positions, grid, voltage=voltage, b_iso=b_iso, dz=2.0, absorption=0.04, repeat=repeat)
     angle, size = rng.uniform(0, 2 * np.pi), rng.rayleigh(tilt) / wave
     k = size * np.array([np.sin(angle), np.cos(angle)])
-    # moving the aperture tilts the beam; the pattern is recentred on it below
-    incident = convergent_probe(slab, semiangle, edge=0.08, tilt=tuple(k))
-    depths = [10 * t for t in THICKNESSES]
-    if simulator == "abtem":
-        exits = exit_waves(crystal, repeat, slab.shape, incident, depths, voltage)
-    else:
-        exits = propagate(slab, incident[None], depths)[:, 0]
+    strains = [np.array(strain)] if isinstance(strain, tuple) else [rng.normal(0, strain, 2) for _ in range(draws)]
+    specimens = [_exits(_strained(crystal, e), (repeat, grid), semiangle, k, simulator) for e in strains]
     pixel = semiangle / wave / radius
     g, u = cell_factors(edges, numbers, positions, b_iso, voltage, 0.75 * min(SHAPE) * pixel)
     rows = []
     for i, thickness in enumerate(THICKNESSES):
-        for _ in range(draws):
-            e = np.array(strain) if isinstance(strain, tuple) else rng.normal(0, strain, 2)
+        for draw in range(draws):
+            e, (slab, exits) = strains[draw % len(strains)], specimens[draw % len(strains)]
             shift = rng.uniform(-3, 3, 2)
             beam = np.array(SHAPE) // 2 + shift
             # the transform's centre is k = 0; the beam lies at k
-            origin = beam - k / pixel * (1 + e)
-            clean = diffraction(exits[i], slab, SHAPE, pixel, scale=tuple(1 + e), centre=tuple(origin)).numpy()
+            clean = diffraction(exits[i], slab, SHAPE, pixel, centre=tuple(beam - k / pixel)).numpy()
             centres = beam + g / pixel * (1 + e)
             mean = clean / clean.sum()
             if film:
@@ -150,9 +150,29 @@ def multislice_patterns(
             counts = counted(mean, beam, dose, tail, rng)
             rows.append((counts, centres, e, thickness, (1 - film) * _disk_sums(clean, centres, radius)))
     patterns, centres, e, thickness, sums = (np.array(c) for c in zip(*rows, strict=True))
+    slab = specimens[0][0]
     vacuum = diffraction(convergent_probe(slab, semiangle, edge=0.08), slab, SHAPE, pixel).numpy()
     probe = Probe.from_array(rng.poisson(vacuum / vacuum.sum() * 1e6), "simulated vacuum")
     return Known(patterns, probe, g, centres, 1 / pixel, e, thickness, sums, u, f"{name} {1e3 * semiangle:g} mrad")
+
+
+def _strained(crystal: tuple, e: np.ndarray) -> tuple:
+    """The crystal whose reciprocal lattice is longer by the shares ``e`` along the axes of the pattern."""
+    name, edges, *rest = crystal
+    return (name, np.asarray(edges, dtype=float) / np.array([*(1 + e), 1.0]), *rest)
+
+
+def _exits(crystal: tuple, cells: tuple, semiangle: float, k: np.ndarray, simulator: str):
+    """The slab of a crystal, and the waves behind it at every thickness; ``cells``: repeats and grid (`_supercell`)."""
+    _, edges, numbers, positions, b_iso = crystal
+    (repeat, grid), voltage = cells, HELD_OUT_VOLTAGES[0]
+    slab = make_slab(edges, numbers, positions, grid, voltage=voltage, b_iso=b_iso, dz=2.0, absorption=0.04, repeat=repeat)
+    # moving the aperture tilts the beam; the pattern is recentred on it later
+    incident = convergent_probe(slab, semiangle, edge=0.08, tilt=tuple(k))
+    depths = [10 * t for t in THICKNESSES]
+    if simulator == "abtem":
+        return slab, exit_waves(crystal, repeat, slab.shape, incident, depths, voltage)
+    return slab, propagate(slab, incident[None], depths)[:, 0]
 
 
 def counted(clean: np.ndarray, beam, dose: float, background: float, rng: np.random.Generator) -> np.ndarray:
@@ -192,18 +212,26 @@ def benchmark(count: int = 12, seed: int = 0, **conditions) -> Iterator[Known]:
     """Patterns of ``count`` crystals, each at the largest held-out semi-angle that keeps its disks apart."""
     rng = np.random.default_rng((seed, 5))
     for crystal in benchmark_crystals(count, seed):
-        shortest = shortest_reflection(crystal)
-        touching = 0.5 * shortest * wavelength(HELD_OUT_VOLTAGES[0]) * 1e3
-        fitting = [a for a in SEMIANGLES if a < 0.95 * touching] or [SEMIANGLES[0]]
-        yield multislice_patterns(crystal, 1e-3 * fitting[-1], rng, **conditions)
+        yield multislice_patterns(crystal, 1e-3 * fitting_semiangles(crystal)[-1], rng, **conditions)
 
 
-def shortest_reflection(crystal: tuple) -> float:
-    """Length in Å⁻¹ of the shortest reflection that is not extinct."""
+def fitting_semiangles(crystal: tuple) -> list[float]:
+    """Those of `SEMIANGLES`, mrad, at which the disks of a crystal keep apart."""
+    touching = 0.5e3 * least_spacing(crystal) * wavelength(HELD_OUT_VOLTAGES[0])
+    return [a for a in SEMIANGLES if a < 0.95 * touching]
+
+
+def least_spacing(crystal: tuple) -> float:
+    """Distance in Å⁻¹ of the two reflections that lie closest together, of those that are not extinct.
+
+    Not the shortest one's length: in a row of reflections of which every other one is extinct through the direct beam, all may
+    be there beside it.
+    """
     _, edges, numbers, positions, b_iso = crystal
-    g, u = cell_factors(edges, numbers, positions, b_iso, 200.0, 1.5)
-    q = np.hypot(*g.T)
-    return float(q[(u > 1e-3 * u.max()) & (q > 0)].min())
+    g, u = cell_factors(edges, numbers, positions, b_iso, 200.0, 1.0)
+    g = g[u > 1e-3 * u.max()]
+    distance = np.linalg.norm(g[:, None] - g[None], axis=2)
+    return float(distance[distance > 1e-9].min())
 
 
 # --------------------------------------------------------------------------------------------- methods

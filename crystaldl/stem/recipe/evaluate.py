@@ -264,19 +264,26 @@ def shipped_networks() -> dict:
 
 
 def evaluate_command(args) -> str:
-    """``crystaldl evaluate stem``: the tables, for the shipped models and the training runs under ``--runs``."""
+    """``crystaldl evaluate stem``: tables for the shipped models and the training runs under ``--runs``, and the cards' figures."""
+    from .release import card_table
+
     if getattr(args, "threads", None):
         torch.set_num_threads(args.threads)
-    runs, crystals = Path(args.runs), getattr(args, "crystals", 12)
+    runs, crystals, patterns = Path(args.runs), getattr(args, "crystals", 12), getattr(args, "patterns", 160)
     runs.mkdir(parents=True, exist_ok=True)
     trained = {path.name: load_network(path) for path in sorted(runs.iterdir()) if (path / "checkpoint").is_dir()}
-    networks = shipped_networks() | trained
+    shipped = shipped_networks()
+    networks = shipped | trained
     text = "Strain RMS (percent) by thickness; recall with that many false positives in a pattern\n"
-    text += table(compare(networks, runs, crystals, getattr(args, "patterns", 160))) + "\n"
+    text += table(compare(networks, runs, crystals, patterns)) + "\n"
     text += f"\nWith {100 * FILM:.0f} % of the electrons in the rings of an amorphous film\n"
     text += table(film_scores(networks, min(crystals, FILM_CRYSTALS))) + "\n"
-    if not abtem_waves.available():
-        return text + "\nPatterns by abTEM: left out, since abTEM is not installed (pip install abtem)\n"
-    known = list(benchmark(min(crystals, ABTEM_CRYSTALS), simulator="abtem"))
-    rows = {entry.name: strain_scores(known, entry) for entry in entries(networks)}
-    return text + "\nPatterns by abTEM\n" + table(rows) + "\n"
+    if abtem_waves.available():
+        known = list(benchmark(min(crystals, ABTEM_CRYSTALS), simulator="abtem"))
+        rows = {entry.name: strain_scores(known, entry) for entry in entries(networks)}
+        text += "\nPatterns by abTEM\n" + table(rows) + "\n"
+    else:
+        text += "\nPatterns by abTEM: left out, since abTEM is not installed (pip install abtem)\n"
+    for name in shipped:
+        text += f"\nFigures of the card of {name}\n" + card_table(name, crystals=crystals, patterns=patterns) + "\n"
+    return text

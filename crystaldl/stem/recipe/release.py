@@ -132,6 +132,18 @@ def card_figures(network: nn.Module, name: str, **size) -> list[dict]:
     return [row | {"value": round(row["value"], 4), "command": command} for row in measure(network, **size)]
 
 
+def card_table(name: str, folder: Path = PACKAGE_FOLDER, **size) -> str:
+    """The figures of a card, measured again and as it states them, where it does so for data of that size."""
+    from ...models.registry import card
+
+    stated = {(f["data"], f["metric"]): f["value"] for f in card(name, folder).figures}
+    lines = [f"{'now':>8}  {'card':>8}"]
+    for f in card_figures(shipped_network(name, folder), name, **size):
+        there = stated.get((f["data"], f["metric"]))
+        lines.append(f"{f['value']:8.4f}  {'-' if there is None else format(there, '.4f'):>8}  {f['metric']} ({f['data']})")
+    return "\n".join(lines)
+
+
 def training_facts(run: Path, state: Mapping) -> dict:
     """Counts and times of the run, and what the caller noted in ``facts.json`` there (hardware, commit)."""
     facts = json.loads((run / "facts.json").read_text(encoding="utf-8")) if (run / "facts.json").is_file() else {}
