@@ -39,13 +39,13 @@ INSIDE = 0.1
 # quadratic part tells how much there may be of higher degree (root mean square over the disk relative to the mean). Where fringes
 # are described, the covariance knows how little can be told from a disk that is filled so closely, and hardly anything is to be
 # added: a larger constant would make the disks that are best known count no more than the others. Fitted once for all, and
-# `FAINT` with them, to the true errors of the disks of 16 crystals, 5 to 80 nm thick, at 10⁵, 10⁶ and 10⁷ electrons (multislice of
+# `FAINT` with them, to the true errors of the disks of 14 crystals, 5 to 80 nm thick, at 10⁵, 10⁶ and 10⁷ electrons (multislice of
 # strained crystals and Bloch waves). Errors have longer tails than a normal distribution: with these values the 68 % interval is
 # a little wide, and the 95 % interval a little narrow.
-SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.06, 1.1
-MODEL_ERROR = 0.001  # of the radius: also of evenly filled disks
-MODEL_ERROR_UNEVEN = 0.02  # of the radius, for an unevenness of 1
-MODEL_ERROR_FRINGES = 0.002  # of the radius, in place of that where fringes are described
+SIGMA_FACTOR, SIGMA_FACTOR_FRINGES = 1.06, 1.08
+MODEL_ERROR = 0.0008  # of the radius: also of evenly filled disks
+MODEL_ERROR_UNEVEN = 0.015  # of the radius, for an unevenness of 1
+MODEL_ERROR_FRINGES = 0.0015  # of the radius, in place of that where fringes are described
 MOST_UNEVEN = 2.0  # where the mean filling is hardly known
 # The faintest disks are the most unevenly filled ones, for what multiple scattering leaves of them lies near a zero, and too faint
 # to measure how: σ is off by √(1 + (FAINT / significance)²). That is too much for even disks as of very thin crystals.
