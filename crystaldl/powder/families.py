@@ -189,8 +189,8 @@ def held_against(p: np.ndarray, cells: np.ndarray, groups: np.ndarray, lines) ->
 
 def _likely_cells(row, cells, groups, least: float, count: int) -> tuple:
     """Families of a pattern that are likelier than ``least``, at most ``count``, and their cells, a Pool."""
-    from .indexing.autoindex import Pool
     from .indexing.bravais import metric_of
+    from .indexing.pools import Pool
 
     likely = [k for k in np.argsort(-row[:-1])[:count] if row[k] > least and np.isfinite(cells[k]).all()]
     g = np.array([metric_of(cells[k]) for k in likely]).reshape(-1, 6)

@@ -13,8 +13,9 @@ from ..errors import DataError
 from .cell_refinement import build_cell, peaks_from
 from .cells import CellSearch
 from .indexing.allowed_lines import allowed_score
-from .indexing.autoindex import SYSTEMS, IndexOptions, Lattice, LineTable, convincing, find_lattices, line_table
+from .indexing.autoindex import convincing, find_lattices
 from .indexing.bravais import metric_of
+from .indexing.pools import SYSTEMS, IndexOptions, Lattice, LineTable, line_table
 from .peaks import PeakList
 
 __all__ = ["index_pattern"]
@@ -98,9 +99,7 @@ def _number(value, name: str, low: float, high: float, unit: str, whole: bool = 
 
 def _with_absences(found: list[Lattice], lines: LineTable, options: IndexOptions) -> list[Lattice]:
     """The lattices scored with absent lines in mind, see `crystaldl.powder.indexing.allowed_lines`, best first."""
-    scored = [
-        replace(c, score=allowed_score(c.bravais, metric_of(c.cell), c.zero, lines, options)[0]) for c in found
-    ]
+    scored = [replace(c, score=allowed_score(c.bravais, metric_of(c.cell), c.zero, lines, options)[0]) for c in found]
     return sorted(scored, key=lambda lattice: -lattice.score)
 
 

@@ -150,7 +150,7 @@ def test_shipped_models_are_whole():
 
 def test_the_package_ships_its_powder_models():
     """Other tests skip where no model ships: this one does not."""
-    names = {"powder-powdernet-v4", "powder-npcnn-v2", "powder-arbiter-v8", "powder-families-v3"}
+    names = {"powder-powdernet-v4", "powder-npcnn-v2", "powder-arbiter-v9", "powder-families-v4"}
     assert names <= set(models.available("powder")) and models.default("powder") == "powder-powdernet-v4"
     for name in names:
         assert models.load_weights(name)

@@ -9,8 +9,8 @@ from crystaldl.physics.symmetry import extinction_of_group, space_group
 from crystaldl.powder.frequencies import extinction_shares, group_shares
 from crystaldl.powder.indexing import trials as trials_module
 from crystaldl.powder.indexing.allowed_lines import NEIGHBOURHOOD, _nearest_allowed, allowed_score, multiplicity
-from crystaldl.powder.indexing.autoindex import FLOORS, PRICE, TAIL, IndexOptions, LineTable, Pool
 from crystaldl.powder.indexing.bravais import cell_of, derivative_index, metric_of, niggli_cell, shortest_vector
+from crystaldl.powder.indexing.pools import FLOORS, PRICE, TAIL, IndexOptions, LineTable, Pool
 from crystaldl.powder.indexing.search_kernels import LATTICES, SHORTEST, _shortest
 from crystaldl.powder.indexing.sieve import make_sieve
 from crystaldl.powder.indexing.trials import trial_lattices

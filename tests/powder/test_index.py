@@ -11,7 +11,6 @@ from crystaldl.errors import DataError
 from crystaldl.physics.lattice import cell_volume, inverse_d
 from crystaldl.powder.cell_refinement import build_cell, fit_cell, peaks_from, predicted_lines, with_uncertainty
 from crystaldl.powder.index import check_options
-from crystaldl.powder.indexing.autoindex import IndexOptions, LineTable, line_table
 from crystaldl.powder.indexing.bravais import (
     BRAVAIS,
     HIGHEST_GROUP,
@@ -22,6 +21,7 @@ from crystaldl.powder.indexing.bravais import (
     niggli_cell,
     same_lattice,
 )
+from crystaldl.powder.indexing.pools import IndexOptions, LineTable, line_table
 from crystaldl.powder.pattern import PowderPattern
 
 matplotlib.use("Agg")

@@ -10,10 +10,10 @@ import pytest
 import crystaldl as cdl
 from crystaldl.powder.classify import on_common_axis
 from crystaldl.powder.families import Known
-from crystaldl.powder.indexing.autoindex import Pool
 from crystaldl.powder.indexing.bravais import metric_of
 from crystaldl.powder.indexing.evidence import gather_evidence
 from crystaldl.powder.indexing.known_cells import belief, foreign_share, unexplained_shares
+from crystaldl.powder.indexing.pools import Pool
 from crystaldl.powder.prepare import normalise
 
 CORUNDUM = (4.759, 4.759, 12.99, 90, 90, 120)

@@ -7,8 +7,8 @@ import pytest
 
 import crystaldl as cdl
 from crystaldl.physics.lattice import cell_volume
-from crystaldl.powder.indexing.autoindex import IndexOptions, Lattice, line_table
 from crystaldl.powder.indexing.bravais import niggli_cell, same_lattice
+from crystaldl.powder.indexing.pools import IndexOptions, Lattice, line_table
 from crystaldl.powder.indexing.profile_search import with_profile
 
 DIOPSIDE = niggli_cell([9.746, 8.899, 5.251, 90.0, 105.63, 90.0], "C")

@@ -8,9 +8,9 @@ from scipy.optimize import nnls
 
 from crystaldl.powder.indexing import deep_search
 from crystaldl.powder.indexing import trials as trials_module
-from crystaldl.powder.indexing.autoindex import IndexOptions, Pool
 from crystaldl.powder.indexing.bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, same_lattice
 from crystaldl.powder.indexing.extinction import predicted_reflections
+from crystaldl.powder.indexing.pools import IndexOptions, Pool
 from crystaldl.powder.indexing.quick_search import LATTICES, lattice_scores
 from crystaldl.powder.indexing.sieve import make_sieve
 from crystaldl.powder.indexing.sieve_kernels import exact, reflections

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from crystaldl.physics.lattice import cell_volume
-from crystaldl.powder.indexing.autoindex import Lattice
 from crystaldl.powder.indexing.bravais import metric_of, niggli_cell, same_lattice
 from crystaldl.powder.indexing.extinction import predicted_reflections
+from crystaldl.powder.indexing.pools import Lattice
 from crystaldl.powder.indexing.superlattices import (
     Measured,
     against_chance,

@@ -20,10 +20,10 @@ import numpy as np
 from ...physics.symmetry import operations
 from ..frequencies import extinction_shares
 from .absences import settings
-from .autoindex import FLOORS, PRICE, TAIL, IndexOptions, LineTable
 from .autoindex_kernels import FREE, SQRT_TWO_PI
 from .bravais import BRAVAIS, HIGHEST_GROUP
 from .extinction import groups_of_lattice, predicted_reflections, table_index
+from .pools import FLOORS, PRICE, TAIL, IndexOptions, LineTable
 
 __all__ = ["allowed_score"]
 

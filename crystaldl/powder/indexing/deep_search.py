@@ -15,9 +15,11 @@ import numpy as np
 
 from ...physics.lattice import cell_from_metric, metric_tensor
 from . import autoindex_kernels, zone_kernels
-from .autoindex import IndexOptions, LineTable, Pool, distinct, high_symmetry
+from .autoindex import distinct
 from .bravais import cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, reciprocal_metric
+from .pools import IndexOptions, LineTable, Pool
 from .sieve import Sieve
+from .trial_cells import high_symmetry
 from .trial_indices import ZONES_M
 
 __all__ = ["as_primitive", "descended", "kin", "lifted", "looked_at", "low_symmetry", "side_by_side"]
@@ -27,11 +29,13 @@ HEAP, LARGEST = 2500, 1500.0
 #: lines that give axes, angles, and the next layer of a plane; planes
 AXES, ANGLES, LAYER, ZONES = 12, 16, 13, 50
 #: cells kept of each monoclinic lattice
-MONOCLINIC = 60
+MONOCLINIC = 200
 #: lines, and 1/d² (Å⁻²), up to which the first look goes
 FIRST_LINES, FIRST_TOP = 20, 0.25
 #: different cells that the whole profile judges, those that are kept, and those whose kin is looked at and how many at once
-SECOND, KEPT, BEST, PARENTS = 80, 40, 24, 8
+SECOND, KEPT, BEST, PARENTS = 80, 60, 24, 8
+#: of the kin of a generation, those that are looked at in every symmetry: best by score, and by gain
+LIKELY = 30
 #: gain in score for which another generation of kin is looked at
 BETTER = 2.0
 #: strains that lower the symmetry, as shares: no more than a line width, but no less than makes lines split
@@ -77,7 +81,9 @@ def low_symmetry(lines: LineTable, few: LineTable, zero: float, sieve: Sieve, op
         lambda: high_symmetry(few, zero, ("monoclinic",), 9, MONOCLINIC),
     )
     first, _ = sieve.refine(sum(more, cells), 2, 5.0, _first_top(lines, zero))
-    second, gain = sieve.refine(as_primitive(first.best(400), SECOND), 5, 5.0)
+    likely = distinct(first.best(400), SECOND)[0]
+    # without symmetry, too: a start that is a little off finds its way through more dimensions
+    second, gain = sieve.refine(likely + as_primitive(likely[likely.bravais != "aP"], SECOND), 5, 5.0)
     return sieve.refine(second, 0, sieve.temper(gain.max()))[0].best(KEPT) if len(second) else second
 
 
@@ -108,9 +114,10 @@ def _indices() -> np.ndarray:
 
 
 def kin(pool: Pool, sieve: Sieve, temper: float, rounds: int = 4) -> Pool:
-    """Primitive cells with the sub- and superlattices of the best, and of the best of those: refined and scored.
+    """Cells with the sub- and superlattices of the best, and of the best of those: refined and scored.
 
-    Twice at least, and ``rounds`` times while the best becomes better.
+    All in every symmetry that they bear: many lines that fall together by symmetry are cheap, and dear without it. Twice at
+    least, and ``rounds`` times while the best becomes better.
     """
     for turn in range(rounds):
         before = pool.score.max(initial=-np.inf)
@@ -119,16 +126,18 @@ def kin(pool: Pool, sieve: Sieve, temper: float, rounds: int = 4) -> Pool:
         new = turns @ star @ turns.transpose(0, 2, 1)
         g = new[..., [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * [1, 1, 1, 2, 2, 2]
         g, zero = g.reshape(-1, 6), np.repeat(parents.zero, len(turns))
-        pool += sieve.refine(Pool(g, zero, np.full(len(g), "aP"), np.zeros(len(g))), 2, temper)[0]
-        pool = sieve.refine(as_primitive(pool.best(150), BEST), 6, temper)[0]
+        own, gain = sieve.refine(Pool(g, zero, np.full(len(g), "aP"), np.zeros(len(g))), 2, temper)
+        likely = np.union1d(np.argsort(-own.score)[:LIKELY], np.argsort(-gain)[:LIKELY])
+        pool += own + sieve.refine(lifted(own[likely], len(likely)), 2, temper)[0]
+        pool = sieve.refine(distinct(pool.best(300), BEST)[0], 6, temper)[0]
         if turn and pool.score.max(initial=-np.inf) < before + BETTER:
             break
     return pool
 
 
-def lifted(pool: Pool) -> Pool:
-    """Primitive cells in every symmetry that their metric bears, or nearly bears."""
-    out, different = Pool(), as_primitive(pool, BEST)
+def lifted(pool: Pool, count: int = BEST) -> Pool:
+    """The best ``count`` different cells in every symmetry that their metric bears, or nearly bears."""
+    out, different = Pool(), as_primitive(pool, count)
     for g, zero in zip(different.g, different.zero, strict=True):
         found = lattices_of(niggli_cell(cell_of(g)))
         names, metrics = np.array([n for n, _ in found], "U2"), np.array([metric_of(cell) for _, cell in found])

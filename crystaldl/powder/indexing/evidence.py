@@ -23,11 +23,11 @@ from ..line_scales import search_lines
 from ..prepare import AXIS_START, AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis, strip_doublet
 from . import search_kernels
 from .absences import absence_evidence
-from .autoindex import Pool
 from .bravais import LATTICE_POINTS, cell_of, shortest_vector
 from .deep_search import side_by_side
 from .extinction import extinction_evidence
 from .pawley import PawleyFit, compared, pawley_fit
+from .pools import Pool
 from .quick_search import LATTICES, MARGIN, LatticeScores
 from .sieve import make_sieve
 from .trials import LEVEL, NOTHING, Trial, Trials, metric_of_search, trial_lattices, worth_fitting

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .autoindex import IndexOptions, LineTable, Pool, misfits
+from .autoindex import misfits
 from .bravais import cell_of
 from .evidence import Evidence, Lattice
+from .pools import IndexOptions, LineTable, Pool
 from .trials import line_table_of
 
 __all__ = ["belief", "foreign_share", "unexplained_shares"]

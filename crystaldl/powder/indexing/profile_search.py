@@ -15,7 +15,7 @@ from ...errors import DataError
 from ...physics.lattice import cell_volume
 from ..prepare import REFERENCE_WAVELENGTH, normalise
 from .allowed_lines import allowed_score
-from .autoindex import FLOORS, IndexOptions, Lattice, LineTable, Pool, unexplained
+from .autoindex import unexplained
 from .bravais import (
     BRAVAIS,
     LATTICE_POINTS,
@@ -28,6 +28,7 @@ from .bravais import (
 )
 from .coincidences import exact_multiples, owes, prices
 from .evidence import listed_lines
+from .pools import FLOORS, IndexOptions, Lattice, LineTable, Pool
 from .sieve import Sieve, make_sieve
 from .superlattices import Measured, with_superlattices
 from .trials import BEYOND, LEVEL, PROFILE_WEIGHT, WORTH, trial_lattices
@@ -137,7 +138,9 @@ def _scored(pool: Pool, sieve: Sieve, scale: float, lines: LineTable, options: I
     for i, j, _ in pairs:  # the larger lattice has all lines of the smaller one
         profile[j] = max(profile[j], profile[i])
     price = prices(pairs, len(found))
-    scored = [replace(c, score=c.score + PROFILE_WEIGHT * p - owed) for c, p, owed in zip(found, profile, price, strict=True)]
+    scored = [
+        replace(c, score=c.score + PROFILE_WEIGHT * p - owed) for c, p, owed in zip(found, profile, price, strict=True)
+    ]
     order = sorted(range(len(scored)), key=lambda i: -scored[i].score)
     return [scored[i] for i in order], profile[order]
 

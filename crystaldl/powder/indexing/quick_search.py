@@ -20,7 +20,18 @@ import numpy as np
 from ..prepare import REFERENCE_WAVELENGTH
 from . import search_kernels as kernels
 from .search_kernels import CANDIDATES, LATTICES, MARGIN
-from .trial_indices import CODES_F, CODES_O, PAIRS_H, PAIRS_T, RECTANGLES, THIRDS_C, THIRDS_P, ZONES_M
+from .trial_indices import (
+    CODES_F,
+    CODES_O,
+    PAIRS_H,
+    PAIRS_T,
+    RECTANGLES,
+    STACKS_C,
+    STACKS_P,
+    THIRDS_C,
+    THIRDS_P,
+    ZONES_M,
+)
 from .zone_kernels import find_rectangles, find_zones
 
 #: widths beyond this many usual ones speak of a blend
@@ -114,9 +125,9 @@ def lattice_scores(
     zones = find_zones(table, np.sort(q)[:base_zone], ZONES_M, zone_count)
     for row, thirds in ((11, THIRDS_P), (12, THIRDS_C)):
         top = kernels.search_monoclinic(table, np.sort(q)[:base_zone], zones, thirds, row, best, cells, top)
-    for row, centred in ((11, False), (12, True)):
-        rectangles = find_rectangles(table, np.sort(q)[:base_zone], RECTANGLES, centred, rectangle_count)
-        top = kernels.search_oblique(table, np.sort(q)[:base_zone], rectangles, row, best, cells, top)
+    for row, forms in ((11, STACKS_P), (12, STACKS_C)):
+        rectangles = find_rectangles(table, np.sort(q)[:base_zone], RECTANGLES, row == 12, rectangle_count)
+        top = kernels.search_stacks(table, np.sort(q)[:base_zone], rectangles, forms, row, best, cells, top)
     slope = np.radians(1.0) * 2.0 * np.sin(two_theta[order]) / REFERENCE_WAVELENGTH**2
     scores, cells, zeros = kernels.polish(table, slope, best, cells, 0.5)
     pick = scores.argmax(1)

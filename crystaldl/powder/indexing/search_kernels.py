@@ -323,9 +323,43 @@ def search_monoclinic(lines, base, zones, thirds, row, best, cells, top):
 
 
 @njit(cache=True, nogil=True)
-def search_oblique(lines, base, zones, row, best, cells, top):
-    """Monoclinic cells from a zone hk0: C from a line 0k1, D from a line hk1. In a C cell h + k is even."""
-    centred = _CENTRING[row] == 3
+def search_boxes(lines, strong, codes, needed, first, last, best, cells, top):
+    """Orthorhombic cells from three of some strong lines, where they explain ``needed`` of the others, too.
+
+    ``strong`` (n, 2): Q and σ_Q.
+    """
+    cell = np.zeros(4)
+    n = strong.shape[0]
+    for t in range(codes.shape[0]):
+        m = codes[t]
+        for i in range(n):
+            for j in range(i):
+                for k in range(j):
+                    inside = True
+                    for p in range(3):
+                        x = m[3 * p] * strong[i, 0] + m[3 * p + 1] * strong[j, 0] + m[3 * p + 2] * strong[k, 0]
+                        cell[p] = x
+                        if not LOWEST < x < 0.3:
+                            inside = False
+                            break
+                    if not inside or cell[0] * cell[1] * cell[2] * _LARGEST[3] ** 2 < 1.0:
+                        continue
+                    missed = 0
+                    for l in range(n):
+                        if l in (i, j, k) or missed > n - 3 - needed:
+                            continue
+                        missed += _nearest(strong[l, 0], cell, 3, 0)[0] > 3.0 * strong[l, 1]
+                    if missed <= n - 3 - needed:
+                        top = _keep(lines, cell.copy(), first, last, best, cells, top)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def search_stacks(lines, base, zones, forms, row, best, cells, top):
+    """Monoclinic cells from a zone hk0 and two lines of the layer hk1.
+
+    ``forms`` (n, 2): h and k that the two may have, h of either sign.
+    """
     cell = np.zeros(4)
     n = base.size
     for z in range(zones.shape[0]):
@@ -333,26 +367,21 @@ def search_oblique(lines, base, zones, row, best, cells, top):
             break
         for turned in range(2):
             a, b = (zones[z, 0], zones[z, 1]) if turned == 0 else (zones[z, 1], zones[z, 0])
+            # another choice of c, or the cell reversed, has 0 ≤ D ≤ A; in a C cell c may move by 2 a* only
+            limit = (2.02 if _CENTRING[row] == 3 else 1.01) * a
             for f in range(n):
-                for k1 in range(0, 5):
-                    if centred and k1 % 2 == 1:
-                        continue
-                    c = base[f] - k1 * k1 * b
-                    if c < LOWEST:
-                        break
-                    if c > 0.3:
-                        continue
+                for u in range(forms.shape[0]):
+                    h1 = forms[u, 0]
+                    y = base[f] - h1 * h1 * a - forms[u, 1] ** 2 * b  # C + h1 D
                     for g in range(n):
-                        if g == f:
-                            continue
-                        for h in range(1, 4):
-                            for k2 in range(0, 5):
-                                if centred and (h + k2) % 2 == 1:
-                                    continue
-                                d = (h * h * a + k2 * k2 * b + c - base[g]) / h
-                                # 0 < cos β* < 0.5: the other sign is the same cell reversed
-                                if d < 0.0 or d * d > 1.0 * a * c:
-                                    continue
-                                cell[0], cell[1], cell[2], cell[3] = a, b, c, d
-                                top = _keep(lines, cell.copy(), row, row + 1, best, cells, top)
+                        for v in range(forms.shape[0]):
+                            h2 = forms[v, 0]
+                            if g == f or h2 <= h1:
+                                continue
+                            d = (base[g] - h2 * h2 * a - forms[v, 1] ** 2 * b - y) / (h2 - h1)
+                            c = y - h1 * d
+                            if d < 0.0 or d > limit or c < LOWEST or c > 0.3 or d * d > 1.6 * a * c:
+                                continue
+                            cell[0], cell[1], cell[2], cell[3] = a, b, c, d
+                            top = _keep(lines, cell.copy(), row, row + 1, best, cells, top)
     return top

@@ -21,10 +21,10 @@ from scipy.ndimage import gaussian_filter1d, maximum_filter1d, minimum_filter1d
 from ..prepare import AXIS_STEP, CU_DOUBLET, REFERENCE_WAVELENGTH, common_axis
 from . import profile_kernels, search_kernels
 from . import sieve_kernels as kernels
-from .autoindex import PRICE, Pool
 from .autoindex_kernels import FREE
 from .bravais import BRAVAIS, shortest_vector
 from .pawley import noise_level
+from .pools import PRICE, Pool
 
 __all__ = ["Sieve", "make_sieve"]
 

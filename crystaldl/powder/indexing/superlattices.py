@@ -27,9 +27,9 @@ from ...physics.crystals import find_symmetry
 from ...physics.lattice import cell_from_metric, metric_tensor
 from ..prepare import AXIS_START, AXIS_STEP, REFERENCE_WAVELENGTH
 from . import profile_kernels as kernels
-from .autoindex import Lattice
 from .bravais import BRAVAIS, cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, same_lattice
 from .pawley import LAGS, PawleyFit, noise_level, pawley_fit
+from .pools import Lattice
 
 __all__ = ["Measured", "Superlattice", "superlattices", "with_superlattices"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from functools import lru_cache
+from itertools import combinations_with_replacement, permutations, product
 
 import numpy as np
 
@@ -36,6 +37,13 @@ def _orthorhombic_codes(forms) -> np.ndarray:
     forms = sorted({p for f in forms for p in permutations(f)})
     matrices = np.array(list(product(forms, repeat=3)), float)
     return _codes(matrices, [matrices[:, :, list(p)] for p in permutations(range(3))])
+
+
+@lru_cache(maxsize=1)
+def wide_codes() -> np.ndarray:
+    """As `CODES_O`, of all indices up to 3 but with at most one 3 in a line: half a second, when first asked for."""
+    low = combinations_with_replacement(range(4), 3)
+    return _orthorhombic_codes([(a * a, b * b, c * c) for a, b, c in low if a + b + c > 0 and (a, b, c).count(3) < 2])
 
 
 def _monoclinic_zones() -> np.ndarray:
@@ -80,3 +88,6 @@ THIRDS_C = np.array([(0, 2, 0), (1, 1, 0), (1, 1, 1), (-1, 1, 1), (0, 2, 1), (1,
                      (-1, 3, 1), (0, 2, 2), (3, 1, 0), (-3, 1, 1), (2, 2, 1), (-2, 2, 1)], float)  # fmt: skip
 #: two lines of a rectangular zone as (h², k²), one for each way to name the axes; with and without centring
 RECTANGLES = _pairs([(1, 0), (0, 1), (1, 1), (4, 0), (0, 4), (1, 4), (4, 1), (1, 9), (9, 1), (4, 4), (16, 0), (0, 16)])
+#: h and k that lines hk1 of a monoclinic cell may have, primitive and C centred
+STACKS_P = np.array([(h, k) for h in range(-2, 3) for k in range(4)], float)
+STACKS_C = np.array([(h, k) for h in range(-3, 4) for k in range(6) if (h + k) % 2 == 0], float)

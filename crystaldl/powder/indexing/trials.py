@@ -17,28 +17,14 @@ import numpy as np
 from ..prepare import AXIS_STEP, REFERENCE_WAVELENGTH
 from . import autoindex_kernels as kernels
 from .allowed_lines import allowed_score
-from .autoindex import (
-    FLOORS,
-    PRICE,
-    SYSTEMS,
-    TAIL,
-    IndexOptions,
-    Lattice,
-    LineTable,
-    Pool,
-    convincing,
-    distinct,
-    high_symmetry,
-    raised,
-    ranked,
-    sift,
-    unexplained,
-)
+from .autoindex import convincing, distinct, raised, ranked, sift, unexplained
 from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, sparser
 from .coincidences import exact_multiples, prices
 from .deep_search import as_primitive, descended, kin, lifted, looked_at, low_symmetry, side_by_side
+from .pools import FLOORS, PRICE, SYSTEMS, TAIL, IndexOptions, Lattice, LineTable, Pool
 from .quick_search import LATTICES, LatticeScores, excess_width, lattice_scores, reliability
 from .sieve import Sieve
+from .trial_cells import boxes, high_symmetry
 
 __all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "trial_lattices", "worth_fitting"]
 
@@ -141,7 +127,8 @@ def line_table_of(peaks: np.ndarray) -> LineTable:
     # the error of a maximum is about its width over the ratio of signal to noise, and more where it may be a blend
     sigma = np.clip(AXIS_STEP * np.exp(ln_width - ln_significance), 0.002, 0.05)
     sigma = np.hypot(sigma, np.minimum(BLEND * AXIS_STEP * excess_width(ln_height, ln_width), 0.2))
-    return LineTable(two_theta, sigma, reliability(ln_q, ln_height, ln_significance), REFERENCE_WAVELENGTH, order)
+    weight = reliability(ln_q, ln_height, ln_significance)
+    return LineTable(two_theta, sigma, weight, REFERENCE_WAVELENGTH, order, np.exp(ln_height))
 
 
 def _seeds(quick: LatticeScores) -> Pool:
@@ -194,7 +181,7 @@ def _by_profile(high: Pool, by_lines: Pool, lines: LineTable, sieve: Sieve, pool
     """
     few = lines.head(_OPTIONS.lines)
     judged, _ = sieve.refine(distinct(by_lines, 40)[0], 4, 3.0)
-    judged += looked_at(high, lines, sieve, RAW)
+    judged += looked_at(high + boxes(lines, 0.0, _OPTIONS), lines, sieve, RAW)
     near = known + known.improve(lines.head(2 * _OPTIONS.lines), _OPTIONS, (0.012, 0.008), 3.0, 4)
     own, gain = sieve.refine(near, 4, 3.0)
     judged += own
@@ -214,12 +201,12 @@ def _by_profile(high: Pool, by_lines: Pool, lines: LineTable, sieve: Sieve, pool
 def _settled(pool: Pool, gain: np.ndarray, sieve: Sieve, lines: LineTable | None = None) -> bool:
     """Whether a cell explains the pattern as well as the right one should: clearly better than the listed lines do.
 
-    Where ``lines`` are given, one of low symmetry has to predict them, too, not only to have reflections where intensity is.
+    Where ``lines`` are given, one below tetragonal has to predict them, too, not only to have reflections where intensity is.
     """
     if not len(pool):
         return False
     best = int(np.argmax(pool.score))
-    if pool.bravais[best][0] not in "am":
+    if pool.bravais[best][0] not in "amo":
         return gain[best] > sieve.listed
     credible = lines is None or _by_lines(pool[[best]], lines)[0] > CREDIBLE
     return credible and gain[best] > SETTLED * sieve.listed

@@ -26,8 +26,8 @@ from .crossval import FOLDS, calibrated_out_of_fold, fit_calibration, system_pro
 from .measured import MeasuredSet, group_folds
 
 NPCNN_RANK = 96
-NAMES = {"powdernet": "powder-powdernet-v4", "npcnn": "powder-npcnn-v2", "arbiter": "powder-arbiter-v8",
-         "families": "powder-families-v3"}
+NAMES = {"powdernet": "powder-powdernet-v4", "npcnn": "powder-npcnn-v2", "arbiter": "powder-arbiter-v9",
+         "families": "powder-families-v4"}
 COMMAND = "crystaldl evaluate powder --shared DIR --runs DIR"
 _INPUT = "intensity on the common axis (2θ for Cu Kα1, 4–100°, step 0.02°), background removed"
 
