@@ -13,7 +13,7 @@ from crystaldl.powder.indexing.trial_cells import boxes, high_symmetry
 from crystaldl.powder.indexing.trials import line_table_of
 
 WAVELENGTH = 1.54059
-#: cells, and strong lines as published tables of the minerals have them
+#: cells, and strong lines such as scans of the minerals show
 ENSTATITE = (5.18, 8.82, 18.23, 90, 90, 90)
 ENSTATITE_LINES = "0 2 0, 1 2 1, 0 2 4, 1 2 2, 0 1 6, 1 1 5, 1 3 1, 2 0 2, 1 2 5, 2 0 5, 1 3 5, 0 6 0, 2 3 1"
 DIOPSIDE = (9.75, 8.92, 5.25, 90, 105.9, 90)

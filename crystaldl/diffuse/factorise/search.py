@@ -38,6 +38,7 @@ FIRST_SUPPORT = 1.1             # cells
 SMALLER = 0.85                  # of the shortest lattice vector: a support that holds none of them
 LARGER = 1.3                    # step of the support
 SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
+TOLERANCE_OF = {False: SEARCH_TOLERANCE, True: 0.2 * SEARCH_TOLERANCE}      # from scratch; what holes hide goes on moving
 HOLE_PENALTY = 0.05             # log evidence a pixel
 SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
 MOST_STEPS = 15                 # of one solution, while choices are still open
@@ -199,10 +200,13 @@ class Fit:
         key = self.radial.key
         if self._first is None or self._first[0] is not valid or self._first[1] != key:
             support, link = self.supports()[0], self.options.links[0]
-            holes = self.problem(valid, support, link, polish=False)[0].hidden is not None
-            tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
+            tolerance = TOLERANCE_OF[self._holes(valid)]
             self._first = valid, key, self.solve(valid, support, link, tolerance=tolerance, iterations=MOST_STEPS)
         return self._first[2]
+
+    def _holes(self, valid: Tensor) -> bool:
+        """Whether a part of the cell is hidden."""
+        return self.problem(valid, self.supports()[0], self.options.links[0], polish=False)[0].hidden is not None
 
     def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """Form of S and support of the largest evidence.
@@ -210,8 +214,8 @@ class Fit:
         The first form starts from scratch on the smallest support, the others from its outcome once the support has grown.
         """
         support, first = self.supports()[0], self.options.links[0]
-        holes = self.problem(valid, support, first, polish=False)[0].hidden is not None
-        tolerance = 0.2 * SEARCH_TOLERANCE if holes else SEARCH_TOLERANCE
+        holes = self._holes(valid)
+        tolerance = TOLERANCE_OF[holes]
         best, plain = self.first(valid), self.radial
         others = [link for link in self.options.links[1:] if link != "positive"]
         alone = {}

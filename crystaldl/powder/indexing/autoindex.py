@@ -1,6 +1,6 @@
 """Autoindexing: unit cells, of any system and without prior knowledge, that explain the lines of a powder pattern.
 
-Trial cells come from low-angle lines: with low indices for cubic to monoclinic lattices (`search_kernels`), from six lines
+Trial cells come from low-angle lines: with low indices for cubic to monoclinic lattices (`trial_cells`), from six lines
 or from a plane of the reciprocal lattice and three more lines for any lattice (`autoindex_kernels`), on a grid of zero
 shifts. Each line of a trial cell is weighed by its log-likelihood ratio against chance,
 

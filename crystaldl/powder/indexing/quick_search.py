@@ -19,19 +19,8 @@ import numpy as np
 
 from ..prepare import REFERENCE_WAVELENGTH
 from . import search_kernels as kernels
+from . import trial_indices as indices
 from .search_kernels import CANDIDATES, LATTICES, MARGIN
-from .trial_indices import (
-    CODES_F,
-    CODES_O,
-    PAIRS_H,
-    PAIRS_T,
-    RECTANGLES,
-    STACKS_C,
-    STACKS_P,
-    THIRDS_C,
-    THIRDS_P,
-    ZONES_M,
-)
 from .zone_kernels import find_rectangles, find_zones
 
 #: widths beyond this many usual ones speak of a blend
@@ -115,19 +104,19 @@ def lattice_scores(
     perfect = weight * np.log(1.0 / (kernels.SQRT_TWO_PI * sigma * np.sqrt(q)))
     order = np.argsort(-weight)
     table = np.ascontiguousarray(np.stack([q, sigma, weight, perfect], 1)[order])
-    low_lines = np.sort(q)[:base]
+    low_lines, low_many = np.sort(q)[:base], np.sort(q)[:base_zone]
     best, cells = np.full((len(LATTICES), CANDIDATES), -1e3), np.zeros((len(LATTICES), CANDIDATES, 4))
     top = kernels.search_cubic(table, low_lines, best, cells, -1e3)
-    top = kernels.search_uniaxial(table, low_lines, PAIRS_T, 3, 5, best, cells, top)
-    top = kernels.search_uniaxial(table, low_lines, PAIRS_H, 5, 7, best, cells, top)
-    top = kernels.search_orthorhombic(table, low_lines, CODES_O, 7, 11, best, cells, top)
-    top = kernels.search_orthorhombic(table, low_lines, CODES_F, 10, 11, best, cells, top)
-    zones = find_zones(table, np.sort(q)[:base_zone], ZONES_M, zone_count)
-    for row, thirds in ((11, THIRDS_P), (12, THIRDS_C)):
-        top = kernels.search_monoclinic(table, np.sort(q)[:base_zone], zones, thirds, row, best, cells, top)
-    for row, forms in ((11, STACKS_P), (12, STACKS_C)):
-        rectangles = find_rectangles(table, np.sort(q)[:base_zone], RECTANGLES, row == 12, rectangle_count)
-        top = kernels.search_stacks(table, np.sort(q)[:base_zone], rectangles, forms, row, best, cells, top)
+    top = kernels.search_uniaxial(table, low_lines, indices.PAIRS_T, 3, 5, best, cells, top)
+    top = kernels.search_uniaxial(table, low_lines, indices.PAIRS_H, 5, 7, best, cells, top)
+    top = kernels.search_orthorhombic(table, low_lines, indices.CODES_O, 7, 11, best, cells, top)
+    top = kernels.search_orthorhombic(table, low_lines, indices.CODES_F, 10, 11, best, cells, top)
+    zones = find_zones(table, low_many, indices.ZONES_M, zone_count)
+    for row, thirds in ((11, indices.THIRDS_P), (12, indices.THIRDS_C)):
+        top = kernels.search_monoclinic(table, low_many, zones, thirds, row, best, cells, top)
+    for row, forms in ((11, indices.STACKS_P), (12, indices.STACKS_C)):
+        rectangles = find_rectangles(table, low_many, indices.RECTANGLES, row == 12, rectangle_count)
+        top = kernels.search_stacks(table, low_many, rectangles, forms, row, best, cells, top)
     slope = np.radians(1.0) * 2.0 * np.sin(two_theta[order]) / REFERENCE_WAVELENGTH**2
     scores, cells, zeros = kernels.polish(table, slope, best, cells, 0.5)
     pick = scores.argmax(1)
