@@ -13,8 +13,8 @@ from ..errors import DataError
 from .cell_refinement import build_cell, peaks_from
 from .cells import CellSearch
 from .indexing.allowed_lines import allowed_score
-from .indexing.autoindex import convincing, find_lattices
 from .indexing.bravais import metric_of
+from .indexing.line_search import LineSearch, settled
 from .indexing.pools import SYSTEMS, IndexOptions, Lattice, LineTable, line_table
 from .peaks import PeakList
 
@@ -22,8 +22,6 @@ __all__ = ["index_pattern"]
 
 #: fewer lines cannot tell anything, not even of a cubic cell
 MIN_LINES = 4
-#: share of the time limit after which the search by lines begins nothing new: the profile is to have its say
-FIRST = 0.35
 #: cells returned at most
 MAX_CELLS = 20
 
@@ -37,15 +35,9 @@ def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> 
         raise DataError(f"peaks holds {len(peaks)} lines; at least {MIN_LINES} are needed to find a cell.")
     start = time.monotonic()
     lines = line_table(peaks)
-    found = find_lattices(lines, replace(options, time_limit=FIRST * options.time_limit), *_reporter(progress))
-    late = time.monotonic() - start > options.time_limit
-    settled = _settled(found, lines, options)
-    found = _with_absences(found, lines, options)
-    if not given and not late:
-        from .indexing.profile_search import with_larger_cells, with_profile
-
-        found = found if settled else with_profile(found, pattern, lines, options)
-        found = with_larger_cells(found, pattern, options)
+    report = _reporter(progress)
+    found = _search(None if given else pattern, lines, options, report)
+    report("done")
     merged = _merged(peaks, lines)
     cells = []
     for lattice in found:
@@ -58,14 +50,39 @@ def index_pattern(pattern, peaks=None, *, progress: bool = True, **settings) -> 
     return CellSearch(tuple(cells), merged, pattern, time.monotonic() - start, options)
 
 
-def _settled(found: list[Lattice], lines: LineTable, options: IndexOptions) -> bool:
-    """Whether the lines alone tell the lattice."""
-    high = bool(found) and found[0].bravais[0] not in "am"
-    return convincing(found, lines, options, *((40.0, 6.0) if high else (30.0, 8.0)))
+def _search(pattern, lines: LineTable, options: IndexOptions, report) -> list[Lattice]:
+    """Lattices, best first: by the lines, where these do not decide by the profile, then by more of either.
+
+    ``pattern`` is None where lines alone were given.
+    """
+    end = time.monotonic() + options.time_limit
+    by_lines = LineSearch(lines, options, report)
+    by_lines.first()
+    found = by_lines.lattices()
+    enough = settled(found, lines, options)
+    found = _with_absences(found, lines, options)
+    by_profile = None
+    if pattern is not None and not enough:
+        from .indexing.profile_search import ProfileSearch
+
+        report("by the profile")
+        by_profile = ProfileSearch(pattern, lines, options)
+        found = by_profile.joined(found)
+        enough = settled(found, lines, options)
+    if not enough and time.monotonic() < end:
+        by_lines.more(end)
+        found = _with_absences(by_lines.lattices(), lines, options)
+        found = found if by_profile is None else by_profile.joined(found)
+    if pattern is not None:
+        from .indexing.profile_search import with_larger_cells
+
+        report("larger cells")
+        found = with_larger_cells(found, pattern, options)
+    return found
 
 
 def check_options(
-    *, systems=None, max_volume=None, lines=20, impurities=2, zero_limit=0.15, volume_hint=None, time_limit=30.0
+    *, systems=None, max_volume=None, lines=20, impurities=2, zero_limit=0.15, volume_hint=None, time_limit=10.0
 ) -> IndexOptions:
     """The arguments of `index` as `IndexOptions`; DataError for what cannot be meant."""
     if isinstance(systems, str):
@@ -114,10 +131,10 @@ def _merged(peaks: PeakList, lines: LineTable) -> PeakList:
     )
 
 
-def _reporter(progress: bool) -> tuple:
-    """A tqdm bar that says what is searched, as the argument of `find_lattices`; nothing where it is not wanted."""
+def _reporter(progress: bool):
+    """A function that says what is searched in a tqdm bar; nothing where it is not wanted."""
     if not progress:
-        return ()
+        return lambda what: None
     from tqdm.auto import tqdm
 
     bar = tqdm(total=None, unit=" stages", desc="indexing", leave=False, delay=1.0)
@@ -128,4 +145,4 @@ def _reporter(progress: bool) -> tuple:
         if what == "done":
             bar.close()
 
-    return (report,)
+    return report

@@ -17,6 +17,8 @@ from .transform import counting_sigma
 __all__ = ["Proposal", "Sampled", "kalpha2_position", "line_width", "sample", "search"]
 
 _MAX_GRID = 60_000
+#: by how many standard deviations noise may lift the filter's output at one scale above that of the next
+SPIKE = 3.0
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def line_width(data: Sampled) -> np.ndarray:
     """Full width at half maximum (degrees) of the strong lines, as an (n,) constant array.
 
     Strong maxima are taken at the finest scale that shows some; each is followed to coarser scales as long as it
-    stands out better, which ends at its own width (at the next larger one it would merge with its neighbours).
+    stands out better, which ends at its own width (at the next larger one it would merge with its neighbours). Where the
+    maxima are spikes of noise on broad lines, more lines stand out at a coarser width: then that one.
     """
     limit = max(min(1.5 / data.step, data.x.size / 8), 2.5)
     scales = 2.5 * 1.25 ** np.arange(1 + int(np.log(limit / 2.5) / np.log(1.25)))
@@ -126,26 +129,52 @@ def line_width(data: Sampled) -> np.ndarray:
     for points in scales:
         amplitude, spread = _filter(data.y, data.variance, points)
         ratios.append(amplitude / np.sqrt(spread))
+    first, tops = _strongest(ratios)
+    if not tops.size:
+        return np.full(data.x.size, 5.0 * data.step)
+    fine, coarse = (
+        np.full(data.x.size, data.step * float(np.median([
+            _half_width(data.y, top, _best_scale(ratios, scales, first, top, spike)) for top in tops
+        ])))
+        for spike in (0.0, SPIKE)
+    )  # fmt: skip
+    return coarse if _standing_out(data, coarse) > _standing_out(data, fine) else fine
+
+
+def _strongest(ratios) -> tuple[int, np.ndarray]:
+    """Index of the finest scale at which some maxima are strong, and the strongest of them; none where there are none."""
     for count, level in ((3, 12.0), (1, 12.0), (1, 6.0)):
         for first, ratio in enumerate(ratios):
             tops = _maxima(ratio)
             tops = tops[ratio[tops] > level]
             if tops.size >= count:
-                tops = tops[np.argsort(-ratio[tops])][:12]
-                widths = [_half_width(data.y, top, _best_scale(ratios, scales, first, top)) for top in tops]
-                return np.full(data.x.size, float(np.median(widths)) * data.step)
-    return np.full(data.x.size, 5.0 * data.step)
+                return first, tops[np.argsort(-ratio[tops])][:12]
+    return 0, np.zeros(0, int)
 
 
-def _best_scale(ratios, scales, first: int, top: int) -> float:
-    best = -np.inf
+def _standing_out(data: Sampled, width) -> int:
+    """Number of lines of a given width that stand out of the noise."""
+    amplitude, noise = _filter_along(data, data.y, width)
+    ratio = amplitude / noise
+    tops = _maxima(ratio)
+    tops = tops[ratio[tops] > 5.0]
+    return int(_tallest(data.x[tops], ratio[tops], width[tops]).sum())
+
+
+def _best_scale(ratios, scales, first: int, top: int, spike: float) -> float:
+    """The scale at which a maximum stands out best, of those up to where it begins to stand out less by ``spike``.
+
+    A spike of noise on a broad line is at its best at a scale of its own, the line at a coarser one.
+    """
+    best, chosen = -np.inf, first
     for i in range(first, len(scales)):
         slack = max(1, round(0.2 * scales[i]))
         value = ratios[i][max(top - slack, 0) : top + slack + 1].max()
-        if value < best:
-            return float(scales[i - 1])
-        best = value
-    return float(scales[-1])
+        if value < best - spike:
+            break
+        if value > best:
+            best, chosen = value, i
+    return float(scales[chosen])
 
 
 def _half_width(y, top: int, points: float) -> float:

@@ -286,7 +286,8 @@ class PowderPattern:
         volume_hint : float, optional
             Expected volume of the primitive cell in Å³; cells from 0.2 to 1.25 times as large are made.
         time_limit : float
-            Seconds after which no new stage of the search begins, 30 by default.
+            Seconds after which no more is tried than indices of low-angle lines without a zero shift, and the profile;
+            10 by default.
 
         Raises
         ------

@@ -1,8 +1,8 @@
-"""Autoindexing: unit cells, of any system and without prior knowledge, that explain the lines of a powder pattern.
+"""Autoindexing: how unit cells, of any system and without prior knowledge, are judged by the lines of a powder pattern.
 
 Trial cells come from low-angle lines: with low indices for cubic to monoclinic lattices (`trial_cells`), from six lines
-or from a plane of the reciprocal lattice and three more lines for any lattice (`autoindex_kernels`), on a grid of zero
-shifts. Each line of a trial cell is weighed by its log-likelihood ratio against chance,
+or from a plane of the reciprocal lattice and three more lines for any lattice (`autoindex_kernels`). Each line of a trial
+cell is weighed by its log-likelihood ratio against chance,
 
     ``ln( ε + (1 - ε) N(Q_obs - Q_calc; σ_Q) / ρ(Q) )``,    ``ρ = 2π V √Q / (m c)``,
 
@@ -16,8 +16,6 @@ and are reported beside it.
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
 from ...physics.lattice import cell_volume
@@ -25,32 +23,23 @@ from . import autoindex_kernels as kernels
 from .bravais import (
     BRAVAIS,
     cell_of,
-    derivative_index,
     lattice_lengths,
     lattices_of,
     metric_of,
     niggli_cell,
-    sparser,
     system_of,
 )
-from .coincidences import owes
 from .pools import FLOORS, IndexOptions, Lattice, LineTable, Pool
-from .trial_cells import any_lattice, boxes, high_symmetry
 
 __all__ = [
-    "common_zero",
     "convincing",
     "distinct",
-    "find_lattices",
     "misfits",
     "raised",
     "ranked",
     "sift",
     "unexplained",
 ]
-
-#: the strongest lines, which make trial cells too: low-angle lines may be those of a second phase
-STRONG = 14
 
 
 def distinct(pool: Pool, limit: int) -> tuple[Pool, np.ndarray]:
@@ -99,11 +88,6 @@ def raised(pool: Pool, lines: LineTable, options: IndexOptions, limit: int = 25)
     return sum(tries[1:], tries[0])
 
 
-def _rank(pool: Pool, lines: LineTable, options: IndexOptions, limit: int = 25) -> list[Lattice]:
-    """Different lattices, each raised to the symmetry that the lines bear, best first."""
-    return ranked(raised(pool, lines, options, limit), options, limit)
-
-
 def ranked(lifted: Pool, options: IndexOptions, limit: int = 25) -> list[Lattice]:
     """Different lattices of a pool, each in the symmetry that scores best, best first."""
     pool, cells = distinct(lifted, limit)
@@ -142,81 +126,3 @@ def convincing(found: list[Lattice], lines: LineTable, options: IndexOptions, sc
     return bool(
         close and few.weight[lost].sum() <= max(options.impurities, 1.0) + 0.1 and found[0].score - second > lead
     )
-
-
-def find_lattices(lines: LineTable, options: IndexOptions, report=lambda what: None) -> list[Lattice]:
-    """Lattices that explain the lines, best first.
-
-    Parameters
-    ----------
-    lines : LineTable
-    options : IndexOptions
-    report : callable, told in words what is being done
-    """
-    start = time.monotonic()
-    step = options.zero_limit / 3
-    high = tuple(s for s in options.systems if s not in ("monoclinic", "triclinic"))
-    pool, found = Pool(), []
-    few, strong = lines.head(options.lines), lines.strong(STRONG)
-    for zero in (0.0, 1.5 * step, -1.5 * step) if high else ():
-        report(f"cubic to orthorhombic, zero shift {zero:+.2f}°")
-        pool += sift(high_symmetry(few, zero, high), lines, options)
-        found = _rank(pool, lines, options)
-        if convincing(found, lines, options, 40.0, 6.0):
-            return _finish(pool, found, lines, options, report)
-        if zero == 0.0:
-            pool += sift(high_symmetry(strong, zero, high), lines, options)
-        found = _rank(pool, lines, options)
-        if convincing(found, lines, options, 40.0, 6.0):
-            return _finish(pool, found, lines, options, report)
-    if "orthorhombic" in options.systems:
-        report("orthorhombic, strong lines")
-        pool += sift(boxes(lines, 0.0, options), lines, options)
-        found = _rank(pool, lines, options)
-        if convincing(found, lines, options, 40.0, 6.0):
-            return _finish(pool, found, lines, options, report)
-    if not {"monoclinic", "triclinic"} & set(options.systems):
-        return _finish(pool, found, lines, options, report)
-    waiting, tried = [0.0, -1.2 * step, 1.2 * step, -2.4 * step, 2.4 * step], []
-    while waiting:
-        zero = waiting.pop(0)
-        tried.append(zero)
-        report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
-        cells = any_lattice(lines, zero, options)
-        pool += sift(cells + any_lattice(strong, zero, options) if zero == 0.0 else cells, lines, options)
-        if "monoclinic" in options.systems:
-            for more, base, count in ((0, 9, 24), (8, 12, 60)):
-                trials = high_symmetry(lines.head(options.lines + more), zero, ("monoclinic",), base, count)
-                pool += sift(trials, lines, options)
-        found = _rank(pool, lines, options)
-        if convincing(found, lines, options, 30.0, 8.0) or time.monotonic() - start > options.time_limit:
-            break
-        likely = common_zero(found)
-        if min(abs(likely - z) for z in tried) > 0.4 * step:
-            waiting = [likely, *(z for z in waiting if abs(z - likely) > 0.6 * step)]
-    return _finish(pool, found, lines, options, report)
-
-
-def common_zero(found: list[Lattice]) -> float:
-    """The zero shift (degrees) that the best lattices agree on: even wrong ones do."""
-    return float(np.median([lattice.zero for lattice in found[:5]])) if found else 0.0
-
-
-def _finish(pool: Pool, found: list[Lattice], lines: LineTable, options: IndexOptions, report) -> list[Lattice]:
-    """Try smaller cells whose lines suffice, and leave out superlattices of a better cell that explain no more lines."""
-    report("smaller cells")
-    smaller = [(lattice.zero, cell) for lattice in found[:6] for n in (2, 3) for cell in sparser(lattice.niggli, n)]
-    if smaller:
-        g = np.array([metric_of(cell) for _, cell in smaller])
-        trials = Pool(g, np.array([zero for zero, _ in smaller]), np.full(len(g), "aP"), np.zeros(len(g)))
-        trials = trials.improve(lines.head(2 * options.lines), options, (0.012, 0.008), 3.0, 4)
-        if len(trials) and trials.score.max() > 0.6 * found[0].score:
-            found = _rank(pool + trials.best(20), lines, options)
-    missed = [float(lines.weight[unexplained(lattice, lines)].sum()) for lattice in found]
-    kept: list[int] = []
-    for i, lattice in enumerate(found):
-        copies = (j for j in kept if derivative_index(lattice.niggli, found[j].niggli) and not owes(found[j], lattice))
-        if not any(missed[i] > missed[j] - 0.8 for j in copies):
-            kept.append(i)
-    report("done")
-    return [found[i] for i in kept]

@@ -8,6 +8,7 @@ are compared by the likelihood of the lines and the sieve's score of the profile
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -33,38 +34,48 @@ from .sieve import Sieve, make_sieve
 from .superlattices import Measured, with_superlattices
 from .trials import BEYOND, LEVEL, PROFILE_WEIGHT, WORTH, trial_lattices
 
-__all__ = ["with_larger_cells", "with_profile"]
+__all__ = ["ProfileSearch", "with_larger_cells"]
 
 #: lattices that the search of the lines hands on
 KEPT = 25
 
 
-def with_profile(found: list[Lattice], pattern, lines: LineTable, options: IndexOptions) -> list[Lattice]:
-    """The lattices of a search by lines with those the profile suggests, scored by both, best first.
+class ProfileSearch:
+    """Lattices that the profile of a pattern suggests, and the order of all by lines and profile.
 
     Parameters
     ----------
-    found : Lattices, best first
     pattern : PowderPattern
     lines, options : of the search; cells outside its systems, volumes and zero shifts are left out
     """
-    ready = _ready(pattern)
-    if ready is None:
-        return found
-    peaks, sieve = ready
-    scale = _scale(pattern)
-    _, trials = trial_lattices(peaks, lambda: sieve)
-    suggested = [t for own in trials.found.values() for t in own]
-    new = Pool(
-        np.array([t.metric for t in suggested]).reshape(-1, 6),
-        np.array([scale * t.zero for t in suggested]),
-        np.array([t.bravais for t in suggested], "U2"),
-        np.zeros(len(suggested)),
-    )
-    few = lines.head(3 * options.lines)
-    pool = sum((new.improve(few, options, (1.4 * f, f), 3.0, 5) for f in FLOORS), _pool_of(found[:KEPT]))
-    pool = pool[_wanted(pool, options)]
-    return _without_copies(*_scored(pool, sieve, scale, lines, options), lines)
+
+    def __init__(self, pattern, lines: LineTable, options: IndexOptions):
+        self._ready, self._scale = _ready(pattern), _scale(pattern)
+        self._lines, self._options = lines, options
+
+    @cached_property
+    def _suggested(self) -> Pool:
+        """What a classification would look at."""
+        peaks, sieve = self._ready
+        _, trials = trial_lattices(peaks, lambda: sieve)
+        found = [t for own in trials.found.values() for t in own]
+        return Pool(
+            np.array([t.metric for t in found]).reshape(-1, 6),
+            np.array([self._scale * t.zero for t in found]),
+            np.array([t.bravais for t in found], "U2"),
+            np.zeros(len(found)),
+        )
+
+    def joined(self, found: list[Lattice]) -> list[Lattice]:
+        """The lattices of a search by lines, best first, with those the profile suggests, scored by both, best first."""
+        if self._ready is None:
+            return found
+        few = self._lines.head(3 * self._options.lines)
+        tries = (self._suggested.improve(few, self._options, (1.4 * f, f), 3.0, 5) for f in FLOORS)
+        pool = sum(tries, _pool_of(found[:KEPT]))
+        pool = pool[_wanted(pool, self._options)]
+        scored = _scored(pool, self._ready[1], self._scale, self._lines, self._options)
+        return _without_copies(*scored, self._lines)
 
 
 def with_larger_cells(found: list[Lattice], pattern, options: IndexOptions) -> list[Lattice]:

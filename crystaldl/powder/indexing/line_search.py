@@ -1,0 +1,150 @@
+"""The search of `index` by lines alone: what is tried, in which order, and when to stop.
+
+High symmetry first, at three zero shifts, then cells of any lattice without a zero shift: `LineSearch.first`. What follows, other
+zero shifts and more indices (`LineSearch.more`), takes longer than asking the profile, which knows about both.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from .autoindex import convincing, raised, ranked, sift, unexplained
+from .bravais import derivative_index, metric_of, sparser
+from .coincidences import owes
+from .pools import IndexOptions, Lattice, LineTable, Pool
+from .trial_cells import any_lattice, boxes, high_symmetry
+
+__all__ = ["LineSearch", "settled"]
+
+#: the strongest lines, which make trial cells too: low-angle lines may be those of a second phase
+STRONG = 14
+#: score and lead that convince: of cells with one or two free parameters, which few lines settle, of orthorhombic and of other ones
+FEW, HIGH, LOW = (30.0, 6.0), (40.0, 6.0), (30.0, 8.0)
+
+
+class LineSearch:
+    """Lattices that explain the lines.
+
+    Parameters
+    ----------
+    lines : LineTable
+    options : IndexOptions
+    report : callable, told in words what is being done
+
+    Attributes
+    ----------
+    pool : Pool, cells under examination
+    found : list of Lattice, best first, as they came out last
+    """
+
+    def __init__(self, lines: LineTable, options: IndexOptions, report=lambda what: None):
+        self.lines, self.options, self.report = lines, options, report
+        self.pool, self.found = Pool(), []
+        self._step = options.zero_limit / 3
+        self._few, self._strong = lines.head(options.lines), lines.strong(STRONG)
+        self._tried = {0.0}
+
+    def first(self) -> bool:
+        """Down to orthorhombic, then cells of any lattice without a zero shift; whether one convinces."""
+        if self._down_to_orthorhombic():
+            return True
+        if not self._low:
+            return False
+        self.report("monoclinic and triclinic")
+        self._add(any_lattice(self.lines, 0.0, self.options) + any_lattice(self._strong, 0.0, self.options))
+        if "monoclinic" in self.options.systems:
+            self._add(high_symmetry(self._few, 0.0, ("monoclinic",), 9, 24))
+        return self._convinced()
+
+    def more(self, end: float) -> bool:
+        """Low symmetry with more indices, then at other zero shifts; whether a cell convinces.
+
+        ``end``: reading of `time.monotonic` after which no other zero shift is tried.
+        """
+        step, waiting = self._step, [0.0, *(f * self._step for f in (-1.2, 1.2, -2.4, 2.4))]
+        while waiting and self._low:
+            zero = waiting.pop(0)
+            self.report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
+            if zero not in self._tried:
+                self._add(any_lattice(self.lines, zero, self.options))
+            if "monoclinic" in self.options.systems:
+                for more, base, count in ((0, 9, 24), (8, 12, 60))[zero in self._tried :]:
+                    lines = self.lines.head(self.options.lines + more)
+                    self._add(high_symmetry(lines, zero, ("monoclinic",), base, count))
+            self._tried.add(zero)
+            if self._convinced():
+                return True
+            if time.monotonic() > end:
+                break
+            likely = _common_zero(self.found)
+            if min(abs(likely - z) for z in self._tried) > 0.4 * step:
+                waiting = [likely, *(z for z in waiting if abs(z - likely) > 0.6 * step)]
+        return False
+
+    def lattices(self) -> list[Lattice]:
+        """What was found, best first: smaller cells whose lines suffice are tried, and superlattices of a better cell that
+        explain no more lines left out."""
+        self.report("smaller cells")
+        found, lines, options = self.found, self.lines, self.options
+        smaller = [(lattice.zero, cell) for lattice in found[:6] for n in (2, 3) for cell in sparser(lattice.niggli, n)]
+        if smaller:
+            g = np.array([metric_of(cell) for _, cell in smaller])
+            trials = Pool(g, np.array([zero for zero, _ in smaller]), np.full(len(g), "aP"), np.zeros(len(g)))
+            trials = trials.improve(lines.head(2 * options.lines), options, (0.012, 0.008), 3.0, 4)
+            if len(trials) and trials.score.max() > 0.6 * found[0].score:
+                found = self._ranked(self.pool + trials.best(20))
+        missed = [float(lines.weight[unexplained(lattice, lines)].sum()) for lattice in found]
+        kept: list[int] = []
+        for i, lattice in enumerate(found):
+            known = (j for j in kept if derivative_index(lattice.niggli, found[j].niggli))
+            if not any(missed[i] > missed[j] - 0.8 for j in known if not owes(found[j], lattice)):
+                kept.append(i)
+        return [found[i] for i in kept]
+
+    @property
+    def _low(self) -> bool:
+        """Whether cells of low symmetry were asked for."""
+        return not {"monoclinic", "triclinic"}.isdisjoint(self.options.systems)
+
+    def _down_to_orthorhombic(self) -> bool:
+        high = tuple(s for s in self.options.systems if s not in ("monoclinic", "triclinic"))
+        for zero in (0.0, 1.5 * self._step, -1.5 * self._step) if high else ():
+            self.report(f"cubic to orthorhombic, zero shift {zero:+.2f}°")
+            self._add(high_symmetry(self._few, zero, high))
+            if self._convinced(high_only=True):
+                return True
+            if zero == 0.0:
+                self._add(high_symmetry(self._strong, zero, high))
+                if self._convinced(high_only=True):
+                    return True
+        if "orthorhombic" not in high:
+            return False
+        self.report("orthorhombic, strong lines")
+        self._add(boxes(self.lines, 0.0, self.options))
+        return self._convinced(high_only=True)
+
+    def _add(self, trials: Pool) -> None:
+        self.pool += sift(trials, self.lines, self.options)
+
+    def _ranked(self, pool: Pool) -> list[Lattice]:
+        """Different lattices, each raised to the symmetry that the lines bear, best first."""
+        return ranked(raised(pool, self.lines, self.options), self.options)
+
+    def _convinced(self, high_only: bool = False) -> bool:
+        self.found = self._ranked(self.pool)
+        return settled(self.found, self.lines, self.options, high_only)
+
+
+def settled(found: list[Lattice], lines: LineTable, options: IndexOptions, high_only: bool = False) -> bool:
+    """Whether the lines tell the lattice; ``high_only``: where nothing below orthorhombic has been tried."""
+    if not found:
+        return False
+    kind = found[0].bravais[0]
+    return convincing(found, lines, options, *(FEW if kind in "cth" else HIGH if high_only or kind == "o" else LOW))
+
+
+def _common_zero(found: list[Lattice]) -> float:
+    """The zero shift (degrees) that the best lattices agree on: even wrong ones do."""
+    return float(np.median([lattice.zero for lattice in found[:5]])) if found else 0.0
