@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -168,6 +169,9 @@ def test_details():
     image = details.intensity_of(0, 0)[2, 3]
     at_centre = np.hypot(*(table.positions[rows] - details.origin[2, 3]).T) < 2
     assert image == pytest.approx(table.intensity[rows][at_centre][0]) if at_centre.any() else np.isnan(image)
+    factors = details.structure_factors()
+    assert details.fitted.shape == factors.shape == details.intensity.shape
+    assert np.isnan(factors[0]).all() and np.nanmax(factors) == 1
     with pytest.raises(DataError, match=r"reflection \(9, 9\) was not seen"):
         details.intensity_of(9, 9)
     with pytest.raises(ValueError, match="read-only"):
@@ -216,11 +220,15 @@ def test_files(tmp_path):
     assert type(plain.tree("braggvectors")) is py4DSTEM.BraggVectors
     again = read_strain(tmp_path / "strain.h5")
     assert isinstance(again, py4DSTEM.StrainMap) and np.array_equal(again.data, strain.data, equal_nan=True)
-    for name in ("sigma", "g1", "covariance", "reference", "hk", "intensity", "n_disks"):
+    for name in ("sigma", "g1", "covariance", "reference", "hk", "intensity", "fitted", "n_disks"):
         assert np.array_equal(getattr(again.details, name), getattr(strain.details, name), equal_nan=True), name
     assert again.details.options == options and again.details.excess == strain.details.excess
     assert again.calibration.get_R_pixel_size() == 2.0 and again.calstate == strain.calstate
     again.show()[0].canvas.draw()
+    with h5py.File(tmp_path / "strain.h5", "a") as file:  # as the first files were
+        (root,) = (g for g in file.values() if "strain_fitted" in g)
+        del root["strain_fitted"]
+    assert np.isnan(read_strain(tmp_path / "strain.h5").details.fitted).all()
     with pytest.raises(DataError, match="expected the result of fit_strain"):
         save_strain(tmp_path / "x.h5", bragg)
     save_bragg(tmp_path / "b.h5", bragg)

@@ -265,6 +265,7 @@ def shipped_networks() -> dict:
 
 def evaluate_command(args) -> str:
     """``crystaldl evaluate stem``: tables for the shipped models and the training runs under ``--runs``, and the cards' figures."""
+    from .factors import THICKEST, factor_ranks, factor_table
     from .release import card_table
 
     if getattr(args, "threads", None):
@@ -285,5 +286,7 @@ def evaluate_command(args) -> str:
     else:
         text += "\nPatterns by abTEM: left out, since abTEM is not installed (pip install abtem)\n"
     for name in shipped:
+        ranks = factor_ranks(benchmark(crystals, draws=1), model=name)
+        text += f"\nRank correlation with |V_g| up to {THICKEST:g} nm, {name}\n" + factor_table(ranks) + "\n"
         text += f"\nFigures of the card of {name}\n" + card_table(name, crystals=crystals, patterns=patterns) + "\n"
     return text

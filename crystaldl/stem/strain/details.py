@@ -8,6 +8,7 @@ from numbers import Real
 import numpy as np
 
 from ...errors import DataError
+from ..factors import structure_factors
 
 ORIGINS = ("lattice", "direct", "plane", "parabola", "calibrated")
 MEASURES = ("polar", "infinitesimal")
@@ -86,7 +87,8 @@ class StrainDetails:
     residual : (Rx, Ry), root mean square distance of those disks from the lattice, px
     excess : float, scatter of the disks beyond their own uncertainties, px
     hk : (M, 2) int, reflections that were seen, by length
-    intensity : (M, Rx, Ry) float32, intensity of each; NaN where there is no such disk
+    intensity : (M, Rx, Ry) float32, intensity of each (a network's is its |V_g|); NaN where there is no such disk
+    fitted : (M, Rx, Ry) float32, fitted intensity of each above its background, whatever the method; NaN: not known
     options : StrainOptions
     provenance : dict, how the disks were found
     """
@@ -103,6 +105,7 @@ class StrainDetails:
     excess: float
     hk: np.ndarray
     intensity: np.ndarray
+    fitted: np.ndarray
     options: StrainOptions
     provenance: dict
 
@@ -124,6 +127,17 @@ class StrainDetails:
             seen = ", ".join(f"({a}, {b})" for a, b in self.hk[:8])
             raise DataError(f"reflection ({h}, {k}) was not seen; expected one of {seen}, …")
         return self.intensity[row[0]]
+
+    def structure_factors(self) -> np.ndarray:
+        """(M, Rx, Ry) |V_g| of the reflections relative to the strongest of each position, to rank them.
+
+        From Friedel pairs, the fitted intensities and, if there is one, the network's estimate
+        (`crystaldl.stem.factors.structure_factors`): closer to the ranks of |V_g| than ``intensity`` (docs/accuracy.md).
+        NaN for the direct beam and where there is no such disk.
+        """
+        if self.provenance.get("method") == "fcunet":
+            return structure_factors(self.hk, self.fitted, self.intensity)
+        return structure_factors(self.hk, self.intensity)
 
     def __repr__(self) -> str:
         fitted = np.isfinite(self.residual)

@@ -21,6 +21,7 @@ from .fit import SLICES, filled_map
 
 # arrays of the details, each a node of its own
 _ARRAYS = ("sigma", "covariance", "g1", "g2", "origin", "basis", "reference", "n_disks", "residual", "hk", "intensity")
+_LATER = ("fitted",)  # which the first files did not have
 
 
 def save_strain(path, strain) -> Path:
@@ -40,7 +41,7 @@ def save_strain(path, strain) -> Path:
     bragg = to_bragg_vectors(table_of(strain.braggvectors), strain.calibration, name="braggvectors")
     root = bragg.root
     root.tree(RealSlice(data=np.array(strain.data), name="strainmap", slicelabels=list(SLICES)), force=True)
-    for name in _ARRAYS:
+    for name in (*_ARRAYS, *_LATER):
         root.tree(Array(data=np.array(getattr(details, name)), name=f"strain_{name}"), force=True)
     about = {
         "excess": details.excess, "options": asdict(details.options), "provenance": details.provenance,
@@ -68,6 +69,9 @@ def read_strain(path):
     try:
         about = json.loads(root.metadata["strain"]["details"])
         arrays = {name: np.array(found[f"strain_{name}"].data) for name in _ARRAYS}
+        for name in _LATER:
+            node = found.get(f"strain_{name}")
+            arrays[name] = np.full_like(arrays["intensity"], np.nan) if node is None else np.array(node.data)
         details = StrainDetails(
             **arrays, excess=float(about["excess"]), options=StrainOptions(**about["options"]), provenance=about["provenance"]
         )

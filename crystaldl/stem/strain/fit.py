@@ -234,20 +234,20 @@ def _strain_map(bragg, table: DiskTable, fit: LatticeFit, lattice, options: Stra
     values = rotated(strain, angle).reshape(4, *shape)
     jacobian = strain_jacobian(reference, angle)
     variance = np.einsum("ia,pab,ib->ip", jacobian, covariance, jacobian)
-    hk, intensity = _reflections(table, fit, reference)
+    hk, (intensity, fitted) = _reflections(table, fit, reference)
     details = StrainDetails(
         sigma=np.sqrt(variance).reshape(4, *shape), covariance=covariance.reshape(*shape, 4, 4),
         g1=vectors[:, 0].reshape(*shape, 2), g2=vectors[:, 1].reshape(*shape, 2), origin=fit.origin.reshape(*shape, 2),
         basis=np.array(basis), reference=np.array(reference), n_disks=fit.n_disks.reshape(shape),
-        residual=fit.residual.reshape(shape), excess=fit.excess, hk=hk, intensity=intensity, options=options,
-        provenance={**table.provenance, "strain": asdict(options)},
+        residual=fit.residual.reshape(shape), excess=fit.excess, hk=hk, intensity=intensity, fitted=fitted,
+        options=options, provenance={**table.provenance, "strain": asdict(options)},
     )  # fmt: skip
     good = np.isfinite(values[:1])
     return filled_map(bragg, np.concatenate([values, good, details.residual[None]]), details)
 
 
-def _reflections(table: DiskTable, fit: LatticeFit, reference, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the reflections on the lattice, by length, and an image of the intensity of each."""
+def _reflections(table: DiskTable, fit: LatticeFit, reference, most: int = 400) -> tuple[np.ndarray, list]:
+    """Indices of the reflections on the lattice, by length, and images of the intensity and the fitted intensity of each."""
     on = fit.weight > 0
     n_patterns = table.offsets.size - 1
     wide = 1 << 20  # one number for each pair of indices sorts faster than rows
@@ -260,12 +260,15 @@ def _reflections(table: DiskTable, fit: LatticeFit, reference, most: int = 400) 
     frequent = frequent[np.argsort(np.hypot(*(hk[frequent] @ reference).T), kind="stable")]
     place = np.full(len(hk), -1)
     place[frequent] = np.arange(len(frequent))
-    row, pattern, value = place[which], table.pattern[on], table.intensity[on]
-    known = row >= 0
-    image = np.full((len(frequent), n_patterns), -np.inf)
-    np.maximum.at(image, (row[known], pattern[known]), value[known])
-    image[np.isneginf(image)] = np.nan
-    return hk[frequent].astype(int), image.reshape(-1, *table.scan_shape).astype(np.float32)
+    row, pattern = place[which], table.pattern[on]
+    images = []
+    for value in (table.intensity[on], table.fitted[on]):
+        known = (row >= 0) & np.isfinite(value)
+        image = np.full((len(frequent), n_patterns), -np.inf)
+        np.maximum.at(image, (row[known], pattern[known]), value[known])
+        image[np.isneginf(image)] = np.nan
+        images.append(image.reshape(-1, *table.scan_shape).astype(np.float32))
+    return hk[frequent].astype(int), images
 
 
 def _empty_map(bragg, origin):
