@@ -29,7 +29,7 @@ from .evidence import log_evidence, updated_prior
 from .fourier import FourierGrid, Gram
 from .links import LINKS
 from .numerics import non_negative, quantum, solve
-from .peaks import Coupling, Peaks, coupling, precision_of, updated_peaks
+from .peaks import Coupling, Peaks, coupling, precision_of, settled, updated_peaks
 from .states import Basis, Factors, Fields, Settings, State
 
 NOISE_FLOOR = 5e-4              # of the mean intensity: nothing measured or modelled is better than that
@@ -305,7 +305,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
         total = matrix + torch.diag(precision + damping * (precision + matrix.diagonal()))
         damped = damping > 0.0
         step, factor = solve(total, right - precision * values)
-        found = _searched(problem, state, step, bragg, (weight, extra), here)
+        found = _searched(problem, state, step, (weight, extra), here)
         if found is None:
             damping = max(10.0 * damping, 1e-3)
             if damping > 1.0:
@@ -343,16 +343,16 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     return Factors(state, fields, weight, inverse, misfit, evidence, iteration)
 
 
-def _searched(problem: Problem, state: State, step: Tensor, bragg: Coupling | None, terms: tuple[Tensor, Tensor | None],
+def _searched(problem: Problem, state: State, step: Tensor, terms: tuple[Tensor, Tensor | None],
               here: float) -> tuple[State, Fields] | None:
     """The first point along a step, halving and more, that is no worse than where it starts; None where there is none."""
     length = 1.0
     for _ in range(6):
         trial = _moved(problem, state, step * length)
-        if bragg is not None:
-            trial = replace(trial, height=state.height + length * bragg.step(step))
         if math.isfinite(problem.cell_mean(trial.alpha)):
             fields = problem.fields(trial)
+            if problem.peaks is not None:
+                trial, fields = settled(problem, trial, fields, terms[0])
             if _objective(problem, trial, fields, *terms) <= here:
                 return trial, fields
         length *= 0.35
