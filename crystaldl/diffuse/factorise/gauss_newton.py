@@ -5,7 +5,8 @@ Model on the measured pixels::
     I(Q) = D(Q) S(Q) + B(Q)
     D(Q) = g(|Q|) Σ_r  p_r cos(2π Q·r)         r on a fine grid within the support of the Patterson function of Δρ
     S(Q) = 1 + Σ_R 2 α_R cos(2π Q·R)           R over half of the lattice vectors
-    B(Q) = Σ_k b_k φ_k(|Q|)                     a few smooth radial functions, and Bragg peaks where there are any (`peaks`)
+    B(Q) = Σ_k b_k φ_k(|Q|)                     a few smooth functions, radial unless the data ask for others (`rings`),
+                                                and Bragg peaks where there are any (`peaks`)
 
 ``D = |ΔF|²`` is the Fourier transform of an autocorrelation that ends at the longest interatomic vector; ``S`` is
 periodic with mean 1. A product that obeys both is unique unless the support is so wide that a periodic factor fits
@@ -277,7 +278,8 @@ class Problem:
         # a background below zero would be a form factor that is too large
         # the coefficients of a spline may, at the feet of a narrow ring
         highest = float(state.b.max().clamp(min=0.0)) if len(state.b) else 0.0
-        below = (state.b < 0).double() * self.settings.positive / (BELOW * self.scale + FOOT * highest * basis.radial_kind) ** 2
+        below = ((state.b < 0) & (basis.radial_kind < 2)).double() * self.settings.positive
+        below = below / (BELOW * self.scale + FOOT * highest * basis.radial_kind) ** 2
         parts = [1.0 / state.p_variance[basis.patterson_shell], 1.0 / state.alpha_variance[basis.order_shell],
                  1.0 / state.b_variance[basis.radial_kind] + below]
         values = [state.p, state.alpha, state.b]
