@@ -10,11 +10,12 @@ import torch
 
 from crystaldl.diffuse.factorise.bragg import bragg_radius, residue_radius
 from crystaldl.diffuse.factorise.cell import cell_of_order
+from crystaldl.diffuse.factorise.gauss_newton import _objective
 from crystaldl.diffuse.factorise.numerics import quantum
-from crystaldl.diffuse.factorise.peaks import coupling, first_heights, first_width, make_peaks
-from crystaldl.diffuse.factorise.search import Bragg, Fit
-from crystaldl.diffuse.factorise.solver import FactoriseOptions
-from crystaldl.diffuse.factorise.unknowns import arrays_of
+from crystaldl.diffuse.factorise.peaks import coupling, first_heights, first_width, make_peaks, settled
+from crystaldl.diffuse.factorise.search import Bragg, Fit, bragg_of
+from crystaldl.diffuse.factorise.solver import FactoriseOptions, held_out
+from crystaldl.diffuse.factorise.unknowns import arrays_of, default_reach
 from crystaldl.diffuse.geometry import plane_lattice
 from crystaldl.diffuse.molecular import Molecule, difference_form_factor
 from crystaldl.diffuse.separate import separate
@@ -122,6 +123,41 @@ def test_the_width_of_the_peaks_is_found_in_a_few_steps():
     clear = own.valid & (distance > 4.0)
     fit = Fit(own, FactoriseOptions(links=("linear",)), 20.0, bragg=Bragg(make_peaks(own, 1.17), 1.17, clear))
     assert fit.first(own.valid).state.width == pytest.approx(1.3, rel=1e-3)
+
+
+def edged(width=0.8):
+    """A fit on counts with Bragg peaks at all nodes, many of which lie beside the data, which show no more than their feet."""
+    volume, d, s = plane(n=92, reach=3.8)
+    scale = 1000.0 / (d * s).max()
+    counts = np.random.default_rng(3).poisson((d * s + d.max() * bragg(volume, width)) * scale).astype(float)
+    own = arrays(volume.replace(data=counts))
+    distance = own.lattice.distance_to_node(volume.axes, np.array([a[1] - a[0] for a in volume.axes]))
+    clear = own.valid & torch.as_tensor(distance > 2.0)
+    fit = Fit(own, FactoriseOptions(), default_reach(own), bragg=bragg_of(own, clear, 2.0))
+    return fit, own.valid & ~held_out(own.valid, fit.options)
+
+
+def test_feet_of_peaks_beside_the_data_hold_nothing_up():
+    """A step may ask for any height of what is hardly seen: the other parameters must go on all the same."""
+    fit, valid = edged()
+    state = fit.first(valid).state
+    assert state.noise[1] == pytest.approx(1.0, abs=0.1) and state.noise[2] < 1e-3
+    assert float(state.height.min()) > -3e-3 * fit.problem(valid, fit.supports()[0], "reciprocal", polish=True)[0].scale
+
+
+def test_settled_heights_are_the_best():
+    fit, valid = edged()
+    problem, state = fit.problem(valid, fit.supports()[0], "linear", polish=False)
+    state = replace(state, height=state.height - 0.3 * problem.scale, width=1.1 * state.width)
+    fields = problem.fields(state)
+    weight = problem.weights(state, fields)
+    best, found = settled(problem, state, fields, weight)
+    assert torch.allclose(found.model, problem.fields(best).model, rtol=1e-12, atol=1e-9 * problem.scale)
+    least = _objective(problem, best, found, weight, None)
+    assert least < _objective(problem, state, fields, weight, None)
+    for change in torch.randn(8, len(best.height), generator=torch.Generator().manual_seed(0)).double():
+        other = replace(best, height=best.height + 1e-2 * problem.scale * change)
+        assert _objective(problem, other, problem.fields(other), weight, None) > least
 
 
 @pytest.mark.parametrize("width", [0.6, 1.1, 1.9])

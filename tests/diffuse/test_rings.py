@@ -39,7 +39,7 @@ def test_knots_lie_as_close_as_a_ring_asks_for(width, height):
     residual, smooth = torch.as_tensor(data + noise), Radial(even_knots(8))
     zones = rough_zones(own, residual, torch.full_like(residual, 1e6), 1.0, smooth)
     assert len(zones) == 1 and zones[0][0] < 33.3 - 3 * width < 33.3 + 3 * width < zones[0][1]
-    radial, heights = ring_functions(own, residual, own.valid, zones, 1.0, smooth.smooth)
+    radial, heights = ring_functions(own, residual, own.valid, zones, 1.0, smooth)
     found = np.einsum("k,k...->...", heights, radial.functions(own.radius)[8:].numpy())
     assert np.abs(found - data).max() < 0.02 * height + 2e-3
     assert len(heights) < 40
@@ -61,3 +61,27 @@ def test_nothing_of_a_sharp_ring_is_left_in_the_form_factor():
     assert np.linalg.norm(off) < 1e-3 * np.linalg.norm(d)
     assert (off < 1.96 * parts.form_factor.sigma).mean() > 0.85
     assert (np.abs(parts.sro.data - s) < 1.96 * parts.sro.sigma).mean() > 0.9
+
+
+def test_uneven_functions():
+    radius = torch.tensor([[0.0, 0.5], [0.7, 1.0]]).double()
+    at = torch.tensor([[[0.0, 0.5], [-0.7, 0.6]], [[0.0, 0.0], [0.0, 0.8]]]).double()
+    radial = Radial(even_knots(3), uneven=2)
+    values = radial.functions(radius, at)
+    assert len(radial) == len(values) == radial.plain == 11 and radial.kind("cpu").tolist() == [0] * 3 + [2] * 8
+    assert torch.allclose(values[3::2] + values[4::2], torch.stack([*at, at[0] ** 2 - at[1] ** 2, 2 * at[0] * at[1]]))
+    assert radial.key != Radial(even_knots(3)).key
+
+
+def test_background_that_is_not_the_same_all_round():
+    """Air scatter about another point than the beam, and a slope: D may not take its even part, nor S what is left."""
+    volume, d, s = plane()
+    h, k = volume.hkl()[..., 0], volume.hkl()[..., 1]
+    level = (d * s).mean()
+    ground = level * (0.2 * (1 + 0.12 * h - 0.1 * k) + 0.4 * np.exp(-((h - 0.5) ** 2 / 8 + (k + 0.8) ** 2 / 3)))
+    scale = 1000.0 / (d * s).max()
+    counts = np.random.default_rng(4).poisson((d * s + ground) * scale) / scale
+    parts = separate(volume.replace(data=counts), centring="P", progress=False)
+    assert np.linalg.norm(parts.form_factor.data - d) < 0.03 * np.linalg.norm(d)
+    assert np.corrcoef(parts.sro.data.ravel(), s.ravel())[0, 1] > 0.9995
+    assert np.linalg.norm(parts.background.data - ground) < 0.15 * np.linalg.norm(ground)

@@ -5,7 +5,8 @@ Model on the measured pixels::
     I(Q) = D(Q) S(Q) + B(Q)
     D(Q) = g(|Q|) Σ_r  p_r cos(2π Q·r)         r on a fine grid within the support of the Patterson function of Δρ
     S(Q) = 1 + Σ_R 2 α_R cos(2π Q·R)           R over half of the lattice vectors
-    B(Q) = Σ_k b_k φ_k(|Q|)                     a few smooth radial functions, and Bragg peaks where there are any (`peaks`)
+    B(Q) = Σ_k b_k φ_k(|Q|)                     a few smooth functions, radial unless the data ask for others (`rings`),
+                                                and Bragg peaks where there are any (`peaks`)
 
 ``D = |ΔF|²`` is the Fourier transform of an autocorrelation that ends at the longest interatomic vector; ``S`` is
 periodic with mean 1. A product that obeys both is unique unless the support is so wide that a periodic factor fits
@@ -29,7 +30,7 @@ from .evidence import log_evidence, updated_prior
 from .fourier import FourierGrid, Gram
 from .links import LINKS
 from .numerics import non_negative, quantum, solve
-from .peaks import Coupling, Peaks, coupling, precision_of, updated_peaks
+from .peaks import Coupling, Peaks, coupling, precision_of, settled, updated_peaks
 from .states import Basis, Factors, Fields, Settings, State
 
 NOISE_FLOOR = 5e-4              # of the mean intensity: nothing measured or modelled is better than that
@@ -277,7 +278,8 @@ class Problem:
         # a background below zero would be a form factor that is too large
         # the coefficients of a spline may, at the feet of a narrow ring
         highest = float(state.b.max().clamp(min=0.0)) if len(state.b) else 0.0
-        below = (state.b < 0).double() * self.settings.positive / (BELOW * self.scale + FOOT * highest * basis.radial_kind) ** 2
+        below = ((state.b < 0) & (basis.radial_kind < 2)).double() * self.settings.positive
+        below = below / (BELOW * self.scale + FOOT * highest * basis.radial_kind) ** 2
         parts = [1.0 / state.p_variance[basis.patterson_shell], 1.0 / state.alpha_variance[basis.order_shell],
                  1.0 / state.b_variance[basis.radial_kind] + below]
         values = [state.p, state.alpha, state.b]
@@ -305,7 +307,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
         total = matrix + torch.diag(precision + damping * (precision + matrix.diagonal()))
         damped = damping > 0.0
         step, factor = solve(total, right - precision * values)
-        found = _searched(problem, state, step, bragg, (weight, extra), here)
+        found = _searched(problem, state, step, (weight, extra), here)
         if found is None:
             damping = max(10.0 * damping, 1e-3)
             if damping > 1.0:
@@ -343,16 +345,16 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     return Factors(state, fields, weight, inverse, misfit, evidence, iteration)
 
 
-def _searched(problem: Problem, state: State, step: Tensor, bragg: Coupling | None, terms: tuple[Tensor, Tensor | None],
+def _searched(problem: Problem, state: State, step: Tensor, terms: tuple[Tensor, Tensor | None],
               here: float) -> tuple[State, Fields] | None:
     """The first point along a step, halving and more, that is no worse than where it starts; None where there is none."""
     length = 1.0
     for _ in range(6):
         trial = _moved(problem, state, step * length)
-        if bragg is not None:
-            trial = replace(trial, height=state.height + length * bragg.step(step))
         if math.isfinite(problem.cell_mean(trial.alpha)):
             fields = problem.fields(trial)
+            if problem.peaks is not None:
+                trial, fields = settled(problem, trial, fields, terms[0])
             if _objective(problem, trial, fields, *terms) <= here:
                 return trial, fields
         length *= 0.35

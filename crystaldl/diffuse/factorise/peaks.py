@@ -165,7 +165,7 @@ def first_heights(peaks: Peaks, intensity: Tensor, valid: Tensor, grid, width: f
 
 @dataclass(frozen=True, eq=False)
 class Coupling:
-    """What the amplitudes have to do with the other parameters at a state: elimination and back-substitution."""
+    """What the amplitudes have to do with the other parameters at a state, for their elimination."""
 
     cross: Tensor                   # (K, n)
     diagonal: Tensor                # (K,) with the prior
@@ -177,10 +177,6 @@ class Coupling:
         scaled = self.cross / self.diagonal[:, None]
         return matrix - self.cross.T @ scaled, right - scaled.T @ self.right
 
-    def step(self, step: Tensor) -> Tensor:
-        """Change of the amplitudes that goes with one of the other parameters."""
-        return (self.right - self.cross @ step) / self.diagonal
-
     def log_evidence(self, height: Tensor) -> float:
         """The part of the amplitudes in the log evidence."""
         log_det = float((self.diagonal / self.precision).log().sum())
@@ -189,8 +185,29 @@ class Coupling:
 
 def precision_of(problem: Problem, state: State) -> Tensor:
     """Prior precision of the amplitudes: their own, and a steep one below zero."""
-    below = (state.height < 0).double() / (SMALLEST * problem.scale) ** 2
-    return 1.0 / state.height_variance + below
+    return 1.0 / state.height_variance + (state.height < 0).double() * _below(problem)
+
+
+def _below(problem: Problem) -> float:
+    return 1.0 / (SMALLEST * problem.scale) ** 2
+
+
+def settled(problem: Problem, state: State, fields: Fields, weight: Tensor) -> tuple[State, Fields]:
+    """The state with the best heights for what its other parameters say, and its fields.
+
+    A step that takes the heights for free would send those that the data hardly hold (of nodes beside the data, of which only
+    the foot is seen) far below zero, where nothing is allowed: one of them would hold up all the other parameters.
+    """
+    peaks, grid = problem.peaks, state.grid
+    profile = peaks.profile(grid, state.width)
+    own = weight.flatten()[peaks.place] * profile
+    diagonal, free = (own * profile).sum(1), 1.0 / state.height_variance
+    residual = (problem.intensity - fields.model).flatten()[peaks.place]
+    right = (own * residual).sum(1) + diagonal * state.height
+    height = right / (diagonal + free + (right < 0).double() * _below(problem))
+    bragg = peaks.image(height[:, None] * profile, grid.shape)
+    state = replace(state, height=height)
+    return state, replace(fields, model=fields.model - fields.peaks + bragg, peaks=bragg)
 
 
 def coupling(problem: Problem, state: State, fields: Fields, weight: Tensor, columns: Tensor) -> Coupling:

@@ -6,7 +6,7 @@ So the knots of the splines lie as close as the mean misfit in narrow rings asks
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,26 +37,38 @@ class Radial:
     ----------
     smooth : (k,) ndarray, ascending knots of hat functions
     zones : tuple of ndarray, ascending knots of cubic B-splines that vanish at both ends, for each zone
+    uneven : int, hat functions times each of x, y, x² − y² and 2 x y, for a background that is not the same all round
     """
 
     smooth: np.ndarray
     zones: tuple[np.ndarray, ...] = ()
+    uneven: int = 0
 
     @property
     def key(self) -> tuple[bytes, ...]:
         """Equal for equal functions."""
-        return self.smooth.tobytes(), *(zone.tobytes() for zone in self.zones)
+        return bytes(self.uneven), self.smooth.tobytes(), *(zone.tobytes() for zone in self.zones)
 
     def __len__(self) -> int:
-        return len(self.smooth) + sum(len(zone) - 4 for zone in self.zones)
+        return self.plain + sum(len(zone) - 4 for zone in self.zones)
+
+    @property
+    def plain(self) -> int:
+        """How many functions there are before the splines."""
+        return len(self.smooth) + 4 * self.uneven
 
     def kind(self, device) -> Tensor:
-        """0 for each smooth function, 1 for each spline."""
-        return (torch.arange(len(self), device=device) >= len(self.smooth)).long()
+        """0 for each smooth function, 1 for each spline, 2 for each that is not the same all round."""
+        parts = (0, len(self.smooth)), (2, 4 * self.uneven), (1, len(self) - self.plain)
+        return torch.cat([torch.full((n,), kind, dtype=torch.long, device=device) for kind, n in parts])
 
-    def functions(self, radius: Tensor) -> Tensor:
-        """Their values, (len(self), *radius.shape)."""
+    def functions(self, radius: Tensor, at: Tensor | None = None) -> Tensor:
+        """Their values, (len(self), *radius.shape); uneven ones take the coordinates ``at`` (2, *radius.shape), 1 at the edge."""
         parts = [hats(radius, self.smooth)]
+        if self.uneven and at is not None:
+            x, y = at
+            turned = torch.stack([x, y, x * x - y * y, 2.0 * x * y])
+            parts.append((turned[:, None] * hats(radius, even_knots(self.uneven))).flatten(0, 1))
         if self.zones:
             place = radius.cpu().numpy()
             parts += [torch.as_tensor(splines(place, zone), device=radius.device) for zone in self.zones]
@@ -130,7 +142,7 @@ def _widened(rings: np.ndarray) -> np.ndarray:
 
 
 def ring_functions(arrays: Arrays, residual: Tensor, valid: Tensor, zones: list[tuple[float, float]], scale: float,
-                   smooth: np.ndarray) -> tuple[Radial, np.ndarray]:
+                   plain: Radial) -> tuple[Radial, np.ndarray]:
     """Splines in the zones that follow the mean residual of narrow rings, and their coefficients to begin with.
 
     Parameters
@@ -139,7 +151,7 @@ def ring_functions(arrays: Arrays, residual: Tensor, valid: Tensor, zones: list[
     valid : (*shape) bool tensor
     zones : list of (first, last) pixel
     scale : float, mean intensity
-    smooth : ndarray, knots of the hat functions
+    plain : Radial, the functions beside the splines
     """
     reach = _reach(arrays)
     place, value = arrays.radius[valid].cpu().numpy() * reach, residual[valid].cpu().numpy()
@@ -153,7 +165,7 @@ def ring_functions(arrays: Arrays, residual: Tensor, valid: Tensor, zones: list[
             break
         tolerance *= 3.0
     found = tuple(curve.t[3:-3] / reach for curve in curves)
-    return Radial(smooth, found), np.concatenate([curve.c[3:-3] for curve in curves] or [np.zeros(0)])
+    return replace(plain, zones=found), np.concatenate([curve.c[3:-3] for curve in curves] or [np.zeros(0)])
 
 
 def _reach(arrays: Arrays) -> float:

@@ -43,6 +43,7 @@ HOLE_PENALTY = 0.05             # log evidence a pixel
 SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
 MOST_STEPS = 15                 # of one solution, while choices are still open
 RING_ROUNDS = 4                 # of splines for rings
+UNEVEN, UNEVEN_SCORE = 4, 10.0  # hat functions of an uneven background; mean square of normalised gradients that asks for it
 FIRST_STEPS = 3                 # on a larger support before it is looked at
 FEW_OUTLIERS, LOST = 5e-4, 0.03     # share of the pixels; and where a form of S that leaves out so many is not pursued
 DARK, DARK_SHARE = 0.05, 0.02   # of the mean of S, and share of the cell that is darker: from where its positive part is tried
@@ -149,6 +150,7 @@ class Fit:
 
     def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """:meth:`choose`, once more with splines in |Q| where the residual shows rings, if the evidence says so."""
+        self.uneven(valid)
         first, plain = self.choose(valid), self.radial
         support, link, factors, _ = first
         if len(plain.smooth) < 2:
@@ -173,7 +175,7 @@ class Fit:
         What a plain background leaves of a ring is only the part that D could not take: where it lies is seen at once, how
         sharp it is only once D has been freed of it.
         """
-        plain = len(self.radial.smooth)
+        plain = self.radial.plain
         problem = self.problem(valid, support, link, polish=False)[0]
         found = None
         # once they are known, one look at what a form or support that fits better leaves of them
@@ -182,7 +184,8 @@ class Fit:
             residual = self.arrays.intensity - fields.model
             zones = rough_zones(self.arrays, residual, valid / problem.variance(state, fields), problem.scale, self.radial)
             narrow = torch.einsum("k,k...->...", state.b[plain:], problem.basis.radial[plain:])
-            radial, heights = ring_functions(self.arrays, residual + narrow, valid, zones, problem.scale, self.radial.smooth)
+            radial, heights = ring_functions(self.arrays, residual + narrow, valid, zones, problem.scale,
+                                             replace(self.radial, zones=()))
             if radial.key == self.radial.key:
                 break
             before, self.radial = self.radial, radial
@@ -194,6 +197,25 @@ class Fit:
                 break
             found = factors = trial
         return found
+
+    def uneven(self, valid: Tensor) -> None:
+        """Let the background of a plane differ from side to side, where the first look at it is much better for that."""
+        if self.arrays.grid.ndim != 2 or len(self.radial.smooth) < 2 or self.radial.uneven:
+            return
+        first, plain = self.first(valid), self.radial
+        support, link = self.supports()[0], self.options.links[0]
+        self.radial = replace(plain, uneven=UNEVEN)
+        problem, _ = self.problem(valid, support, link, polish=False)
+        residual = first.weight * (self.arrays.intensity - first.fields.model)
+        own = problem.basis.radial[problem.basis.radial_kind == 2].flatten(1)
+        expected = own.square() @ first.weight.flatten()
+        if float(((own @ residual.flatten()).square() / expected.clamp(min=1e-300)).mean()) > UNEVEN_SCORE:
+            b = torch.cat([first.state.b, first.state.b.new_zeros(len(own))])
+            trial = self.solve(valid, support, link, replace(first.state, b=b), tolerance=SEARCH_TOLERANCE, iterations=MOST_STEPS)
+            if trial.evidence > first.evidence + SUPPORT_GAIN:
+                self._first = valid, self.radial.key, trial
+                return
+        self.radial = plain
 
     def first(self, valid: Tensor) -> Factors:
         """The first form of S on the smallest support, from scratch; what came of it last is kept."""

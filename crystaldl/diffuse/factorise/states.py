@@ -21,7 +21,7 @@ class Basis:
     stride: tuple[int, ...]
     envelope: Tensor                 # (*shape) g
     radial: Tensor                   # (k, *shape) φ
-    radial_kind: Tensor              # (k,) long: 0 for those of a smooth background, 1 for those of rings
+    radial_kind: Tensor              # (k,) long: 0 for those of a smooth background, 1 of rings, 2 of one that is uneven
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class State:
     grid: FourierGrid
     p_variance: Tensor               # (shells of the Patterson function,)
     alpha_variance: Tensor           # (shells of the order,)
-    b_variance: Tensor               # (2,) smooth background, rings
+    b_variance: Tensor               # (3,) smooth background, rings, uneven background
     noise: tuple[float, float, float]       # variance = noise[0] + noise[1] · model + noise[2] · model²
     height: Tensor | None = None     # of the Bragg peaks
     height_variance: Tensor | None = None

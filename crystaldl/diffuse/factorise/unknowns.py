@@ -269,7 +269,8 @@ def build(arrays: Arrays, support: float, reach: float, options, envelope: Tenso
     device = arrays.intensity.device
     p = patterson_functions(arrays, support, options)
     s, stride = order_functions(arrays, reach)
-    basis = Basis(*p, *s, stride, envelope, radial.functions(arrays.radius), radial.kind(device))
+    at = torch.stack(torch.meshgrid(*(axis / axis.abs().max() for axis in arrays.grid.axes), indexing="ij"))
+    basis = Basis(*p, *s, stride, envelope, radial.functions(arrays.radius, at), radial.kind(device))
     start = torch.zeros(len(p[0]), dtype=torch.float64, device=device)
     start[0] = 1.0                          # the zero vector comes first
     shells_p, shells_s = int(p[2].max()) + 1, int(s[2].max()) + 1
@@ -282,7 +283,7 @@ def build(arrays: Arrays, support: float, reach: float, options, envelope: Tenso
         start, torch.zeros(len(s[0]), dtype=torch.float64, device=device),
         torch.zeros(len(basis.radial), dtype=torch.float64, device=device), arrays.grid,
         torch.ones(shells_p, dtype=torch.float64, device=device), fade,
-        torch.full((2,), (0.1 * level) ** 2, dtype=torch.float64, device=device), (0.1 * spread, 0.0, 0.0),
+        torch.full((3,), (0.1 * level) ** 2, dtype=torch.float64, device=device), (0.1 * spread, 0.0, 0.0),
     )
     return basis, state
 
