@@ -21,6 +21,7 @@ from crystaldl.powder.indexing.bravais import (
     niggli_cell,
     same_lattice,
 )
+from crystaldl.powder.indexing.line_search import LineSearch
 from crystaldl.powder.indexing.pools import IndexOptions, LineTable, line_table
 from crystaldl.powder.pattern import PowderPattern
 
@@ -332,6 +333,19 @@ def test_unknown_settings_are_refused(pattern):
 def test_options():
     assert check_options() == IndexOptions()
     assert check_options(systems="cubic").systems == ("cubic",)
+
+
+def test_few_lines_settle_high_symmetry_and_low_symmetry_is_tried_last(pattern):
+    told = []
+    table = lambda b: line_table(peaks_from(lines_of(b, CELLS[b], 10), pattern.radiation))  # noqa: E731
+    few = LineSearch(table("cF"), IndexOptions(), told.append)
+    assert few.first() and few.found[0].bravais == "cF"
+    assert told == ["cubic to orthorhombic, zero shift +0.00°"], "ten lines of a cubic lattice need nothing else"
+    low = LineSearch(table("mP"), IndexOptions(systems=("monoclinic",)), told.append)
+    low.first()
+    told.clear()
+    low.more(0.0)
+    assert told == ["monoclinic and triclinic, zero shift +0.00°"], "out of time: no other zero shift"
 
 
 def test_a_cell_with_too_few_lines_is_not_built(pattern):

@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 
 from crystaldl.physics.wavelengths import resolve_radiation
 from crystaldl.powder.linefit import _profiles
@@ -34,6 +35,19 @@ def test_pure_noise_has_no_lines():
     x = np.arange(10, 90, 0.02)
     lines = [len(PowderPattern(x, np.random.default_rng(s).poisson(200, x.size), "CuKa").peaks()) for s in range(10)]
     assert sum(lines) <= 2
+
+
+def test_spikes_on_broad_lines_do_not_hide_them():
+    """Few large grains: each line 0.4° wide is a heap of spikes, which once were taken for the lines' width."""
+    rng, x = np.random.default_rng(4), np.arange(10, 90, 0.02)
+    centre, height = np.sort(rng.uniform(15, 85, 14)), np.exp(rng.normal(0, 1, 14))
+    lines = (height / height.max() * np.exp(-4 * np.log(2) * ((x[:, None] - centre) / 0.4) ** 2)).sum(1)
+    y = lines + 0.01 * (1 + rng.normal(size=x.size))
+    grains = gaussian_filter1d(rng.normal(size=x.size), 0.8)
+    y += 0.3 * grains / grains.std() * np.clip(y - 0.01, 0, None)
+    peaks = PowderPattern(x, 1e4 * np.clip(y, 0, None), 1.5406, background_subtracted=True).peaks()
+    _, seen = matched(peaks, centre[height > 0.1 * height.max()])
+    assert seen.all() and len(peaks) <= 14 and 0.2 < np.median(peaks.fwhm) < 0.5
 
 
 @pytest.mark.parametrize("gap", [0.13, 0.2, 0.4])

@@ -33,7 +33,7 @@ class IndexOptions:
     impurities: float = 2.0
     zero_limit: float = 0.15
     volume_hint: float | None = None
-    time_limit: float = 30.0
+    time_limit: float = 10.0
 
     @property
     def lost(self) -> float:
