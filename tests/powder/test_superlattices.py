@@ -23,12 +23,18 @@ CELL = np.array([4.48, 8.07, 9.33, 90.0, 90.0, 90.0])
 NOISE = 0.008
 
 
-def pattern(weak: float, seed: int = 0) -> Measured:
-    """An orthorhombic crystal that is body-centred but for lines of ``weak`` times the strength of the others."""
+def pattern(weak: float, seed: int = 0, foreign: int = 0) -> Measured:
+    """An orthorhombic crystal that is body-centred but for lines of ``weak`` times the strength of the others.
+
+    ``foreign``: lines of something else.
+    """
     rng = np.random.default_rng(seed)
     hkl, q2 = predicted_reflections(metric_of(CELL), "oP", (2 * np.sin(np.radians(35.0)) / REFERENCE_WAVELENGTH) ** 2)
     strength = rng.exponential(1.0, len(q2)) * np.where(hkl.sum(1) % 2, weak, 1.0)
     x = 2 * np.degrees(np.arcsin(np.sqrt(q2) * REFERENCE_WAVELENGTH / 2))
+    if foreign:
+        x = np.append(x, rng.uniform(15, 65, foreign))
+        strength = np.append(strength, rng.uniform(0.5, 3.0, foreign))
     axis = common_axis()
     u = (axis[:, None] - x) / 0.12
     y = (strength * (0.6 * np.exp(-4 * np.log(2) * u * u) + 0.4 / (1 + 4 * u * u))).sum(1)
@@ -54,6 +60,12 @@ def test_no_larger_cell_where_there_are_no_such_lines(seed):
     assert with_superlattices([CENTRED], pattern(0.0, seed))[0] is CENTRED
     full = Lattice("oP", CELL, TRUE, 0.0, 50.0)
     assert with_superlattices([full], pattern(0.3, seed))[0] is full
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lines_of_a_second_phase_make_no_larger_cell(seed):
+    full = Lattice("oP", CELL, TRUE, 0.0, 50.0)
+    assert with_superlattices([full], pattern(0.3, seed, foreign=10))[0] is full
 
 
 def test_a_lattice_stands_in_the_list_once():

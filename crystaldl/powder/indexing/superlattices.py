@@ -8,14 +8,15 @@ what the same correlation gives elsewhere. The likelihood against chance,
     ``ln mean_{w, τ} Π_j [ 1 - w + w ∫ N(z_j; a, 1) e^{-a/τ_j} da / τ_j / n(z_j) ]``,
 
 has w, the share of those lines that can be seen, and τ, their mean intensity, integrated out; ``n`` is the distribution where
-no line is expected, with as many stray lines as are found. Superlattices are groups of wave vectors k, whose lines are at
-``G + k``: a vector and its multiples, or all its equivalents by the symmetry of the metric (as in the search for magnetic
-propagation vectors, Wilkinson et al., J. Appl. Cryst. 24, 365, 1991).
+no line is expected, with as many stray lines as are found, of any strength: those of a second phase can be strong. What a
+superlattice leaves of the lines that the lattice does not explain speaks against it, too. Superlattices are groups of wave
+vectors k, whose lines are at ``G + k``: a vector and its multiples, or all its equivalents by the symmetry of the metric (as
+in the search for magnetic propagation vectors, Wilkinson et al., J. Appl. Cryst. 24, 365, 1991).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import product
 
@@ -37,14 +38,16 @@ __all__ = ["Measured", "Superlattice", "superlattices", "with_superlattices"]
 OWN_ERROR, TAILS, WING = 0.05, 0.02, 2.5
 #: widths: how far a profile extends, within which two places are one, by which a place misses a line; window of the background
 REACH, TOGETHER, CLEAR, WINDOW = 2.5, 0.6, 1.0, 12.0
-#: lines that are nobody's: least and largest share of the places, and mean strength in σ
+#: lines that are nobody's: least and largest share of the places, and median strength in σ
 STRAY, STRAY_STRENGTH = (0.01, 0.25), 5.0
+#: σ from which a line is foreign to the lattice, beyond which more does not count, and the share that a superlattice has to explain
+FOREIGN, STRONG, SHARE = 5.0, 30.0, 0.6
 #: w, and τ in degrees times the height of the strongest line, that the likelihood is averaged over
 SHARES, STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0), np.geomspace(1e-4, 0.1, 7)
 #: denominators of wave vectors, and largest index of a superlattice
 DENOMINATORS, LARGEST = (2, 3, 4), 8
 #: log-likelihood that a superlattice has to earn, and more for each of its places; steeper where several compete
-NEEDED, EACH, STEEP = 3.0, 0.05, 0.5
+NEEDED, EACH, STEEP = 4.5, 0.05, 0.5
 #: superlattices of superlattices
 STEPS = 3
 #: less than this below what is needed, a superlattice is worth mentioning
@@ -70,7 +73,8 @@ class Measured:
 @dataclass(frozen=True, eq=False)
 class _Rest:
     """What a fit leaves: ``left`` (m,) on the fit's axis, ``weight`` (m,) its inverse variance, the centre and the scale of z
-    and the share of stray lines where no line is expected."""
+    and the share of stray lines where no line is expected, and these lines, ``foreign`` (n, 2): 2θ in degrees and z, at most
+    `STRONG`."""
 
     fit: PawleyFit
     measured: Measured
@@ -79,6 +83,15 @@ class _Rest:
     centre: float = 0.0
     scale: float = 1.0
     stray: float = STRAY[0]
+    foreign: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+
+    def explained(self, places: np.ndarray) -> float:
+        """Share of the lines that are not of the lattice, by how far they stand out, at some places; 1 where there are none."""
+        if not len(self.foreign):
+            return 1.0
+        width = np.interp(self.foreign[:, 0], self.fit.position, self.fit.width)
+        near = (np.abs(self.foreign[:, :1] - places[None]) < TOGETHER * width[:, None]).any(1)
+        return float(self.foreign[near, 1].sum() / self.foreign[:, 1].sum())
 
     def z(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """z (n,) of lines at observed 2θ (n,) in degrees, and that of a line of area 1."""
@@ -117,7 +130,10 @@ def _rest(measured: Measured, fit: PawleyFit) -> _Rest:
     centre = float(np.median(z))
     scale = max(1.4826 * float(np.median(np.abs(z - centre))), 0.3)
     stray = float(np.clip((z > centre + 4 * scale).mean() + STRAY[0], *STRAY))
-    return replace(rest, centre=centre, scale=scale, stray=stray)
+    above = (z - centre) / scale
+    top = np.flatnonzero((above > FOREIGN) & (above >= maximum_filter1d(above, 5)))
+    foreign = np.stack([places[top], np.minimum(above[top], STRONG)], 1)
+    return replace(rest, centre=centre, scale=scale, stray=stray, foreign=foreign)
 
 
 def _range(fit: PawleyFit) -> tuple[float, float]:
@@ -164,7 +180,7 @@ def against_chance(z: np.ndarray, norm: np.ndarray, stray: float) -> float:
     stray : share of places with a line that is nobody's
     """
     root = np.sqrt(2 * np.pi)
-    above = np.where(z > 0, np.exp(-np.maximum(z, 0) / STRAY_STRENGTH) / STRAY_STRENGTH, 0.0)
+    above = np.where(z > 0, STRAY_STRENGTH / (STRAY_STRENGTH + np.maximum(z, 0)) ** 2, 0.0)
     wide = np.exp(-0.5 * (z / 3) ** 2) / (3 * root)  # what the fit leaves on either side of zero
     none = (1 - stray) * np.exp(-0.5 * z * z) / root + 0.5 * stray * (above + wide)
     values = []
@@ -261,7 +277,7 @@ def superlattices(measured: Measured, fit: PawleyFit) -> list[Superlattice]:
                 places[k] = _observed(np.unique(np.round(q2[q2 <= top], 7)), fit)
         at = _apart(np.concatenate([places[k] for k in group if any(k)]), fit)
         likelihood = against_chance(*rest.z(at), rest.stray) if len(at) else 0.0
-        if likelihood > 0:
+        if likelihood > 0 and rest.explained(at) > SHARE:
             out.append((likelihood, len(at), group))
     out.sort(key=lambda entry: STEEP * entry[1] - entry[0])
     return [Superlattice(cell_of_group(cell, group), value, n) for value, n, group in out]
