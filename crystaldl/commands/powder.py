@@ -132,7 +132,7 @@ def add_evaluate(wings: Any) -> None:
     parser.add_argument("--shared", type=Path, required=True, metavar="DIR", help="structures and measured patterns")
     parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="training runs; adaptations are kept there")
     figures = ("measured", "held-out", "cubic", "mixtures", "realism")
-    parser.add_argument("--only", nargs="+", choices=figures, help="some of the figures")
+    parser.add_argument("--only", nargs="+", choices=figures, help="which figures (default: measured, those of the model cards)")
     parser.add_argument("--minutes", type=float, default=5.5, help="adaptation of one fold (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.set_defaults(run=_evaluate)

@@ -149,12 +149,14 @@ def test_the_command_prints_every_figure(monkeypatch):
     mixed = evaluate.MixtureRow(0.95, 0.9, 0.2, 0.85, 40)
     monkeypatch.setattr(evaluate, "mixtures", lambda *a: {"single phase": mixed})
     monkeypatch.setattr(evaluate, "realism", lambda *a: evaluate.Realism(0.61, 0.58))
-    text = evaluate.evaluate_command(arguments())
+    text = evaluate.evaluate_command(arguments("measured", "held-out", "cubic", "mixtures", "realism"))
     assert "PowderNet" in text and "75.0" in text and "auto, held-out types" in text
     assert "edges × 0.500:  90.0 % of 50" in text and "AUC 0.610, accuracy 58.0 %" in text
     assert "single phase: crystal system 95.0, lattice first 90.0, warned 20.0" in text and text.endswith("\n")
     some = evaluate.evaluate_command(arguments("cubic"))
     assert "edges × 1.000" in some and "AUC" not in some and "PowderNet" not in some
+    cards = evaluate.evaluate_command(arguments())
+    assert "PowderNet" in cards and "edges" not in cards and "AUC" not in cards, "the rest takes longer: when asked for"
 
 
 def run(capsys, *given) -> tuple[int, str, str]:
