@@ -170,6 +170,13 @@ def test_train_command(tmp_path):
         device="cpu", threads=1,
     )  # fmt: skip
     assert recipe.train_command(args) == 0 and (tmp_path / "checkpoint" / "state.json").is_file()
+    other = tmp_path / "runs" / "powdernet" / "checkpoint"
+    other.mkdir(parents=True)
+    (other / "state.json").write_text('{"task": "powder-powdernet"}')
+    (tmp_path / "checkpoint").rename(tmp_path / "runs" / "checkpoint")
+    (tmp_path / "runs" / "mine").mkdir()
+    (tmp_path / "runs" / "checkpoint").rename(tmp_path / "runs" / "mine" / "checkpoint")
+    assert [path.name for path in evaluate.training_runs(tmp_path / "runs")] == ["mine"], "runs of other wings lie beside"
     with pytest.raises(ValueError, match="model is 'yolo'"):
         recipe.task_for("yolo", "smoke", tmp_path)
     with pytest.raises(ValueError, match="size is 'huge'"):

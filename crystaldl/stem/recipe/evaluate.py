@@ -237,6 +237,14 @@ def load_network(path) -> DiskNet | FCUNet:
     return network.eval()
 
 
+def training_runs(folder: Path) -> list[Path]:
+    """Output directories of this wing's training runs in a folder, which may hold those of others."""
+    from ...training.checkpoint import read_state
+
+    found = [path for path in sorted(folder.iterdir()) if (path / "checkpoint").is_dir()]
+    return [path for path in found if read_state(path)["task"].startswith("stem-")]
+
+
 def compare(networks: dict, out: Path, crystals: int = 12, patterns: int = 160, **conditions) -> dict[str, Scores]:
     """All methods on the same patterns; ``out`` keeps the bank of held-out disks."""
     known = list(benchmark(crystals, **conditions))
@@ -272,7 +280,7 @@ def evaluate_command(args) -> str:
         torch.set_num_threads(args.threads)
     runs, crystals, patterns = Path(args.runs), getattr(args, "crystals", 12), getattr(args, "patterns", 160)
     runs.mkdir(parents=True, exist_ok=True)
-    trained = {path.name: load_network(path) for path in sorted(runs.iterdir()) if (path / "checkpoint").is_dir()}
+    trained = {path.name: load_network(path) for path in training_runs(runs)}
     shipped = shipped_networks()
     networks = shipped | trained
     text = "Strain RMS (percent) by thickness; recall with that many false positives in a pattern\n"
