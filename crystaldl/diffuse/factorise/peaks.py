@@ -2,7 +2,8 @@
 
 What is left of Bragg scattering adds ``Σ_k a_k exp(−|x − x_k|² / 2 w²)`` to the intensity, x in pixels, x_k the nodes. The
 amplitudes differ from node to node by orders of magnitude and are never negative; diffuse scattering at the nodes is D times
-one number. So the weakest peaks say what S is there, and the strongest what the profile is. A profile is never known exactly:
+one number. So the weakest peaks say what S is there, and the strongest what the profile is, a round Gaussian or, where that is not
+enough, an elliptic one with tails (`profile`). A profile is never known exactly:
 the variance of a pixel grows by the square of a share of its Bragg intensity, which is estimated with the rest and takes the
 cores of strong peaks out of the fit, not their tails.
 
