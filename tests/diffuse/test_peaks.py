@@ -13,6 +13,7 @@ from crystaldl.diffuse.factorise.cell import cell_of_order
 from crystaldl.diffuse.factorise.gauss_newton import _objective
 from crystaldl.diffuse.factorise.numerics import quantum
 from crystaldl.diffuse.factorise.peaks import coupling, first_heights, first_width, make_peaks, settled
+from crystaldl.diffuse.factorise.profile import Shape
 from crystaldl.diffuse.factorise.search import Bragg, Fit, bragg_of
 from crystaldl.diffuse.factorise.solver import FactoriseOptions, held_out
 from crystaldl.diffuse.factorise.unknowns import arrays_of, default_reach
@@ -97,11 +98,12 @@ def test_elimination_is_that_of_the_whole_normal_matrix():
     assert torch.allclose(inverse[:n, :n], ours, rtol=1e-5, atol=1e-7 * float(ours.abs().max()))
 
 
-def test_peaks_move_with_the_lattice():
+@pytest.mark.parametrize("shape", [None, Shape((1.3, 0.4, (1 + 0.16) / 1.3), 0.25, 1.7)])
+def test_peaks_move_with_the_lattice(shape):
     """The derivative of the whole model by the lattice modes, peaks and all, is that of finite differences."""
     volume, d, s = plane(OBLIQUE, n=61, reach=2.5)
     own = arrays(volume.replace(data=d * s + d.max() * bragg(volume, 0.9)))
-    fit = Fit(own, FactoriseOptions(background=2), 12.0, bragg=Bragg(make_peaks(own, 0.9), 0.9, own.valid))
+    fit = Fit(own, FactoriseOptions(background=2), 12.0, bragg=Bragg(make_peaks(own, 0.9), 0.9, own.valid, shape))
     problem, state = fit.problem(own.valid, 6.0, "linear", polish=True)
     for amount, mode, column in zip((1e-5, -2e-5, 1e-5, 3e-5), problem.modes,
                                     problem.columns(state, problem.fields(state))[len(problem.basis.radial) :], strict=False):
@@ -252,3 +254,63 @@ def test_waves_over_a_cell():
     assert cell.series(values).numpy() == pytest.approx((cell.waves @ values).numpy(), abs=1e-12)
     assert cell.project(field).numpy() == pytest.approx((cell.waves * field[:, None]).mean(0).numpy(), abs=1e-12)
     assert cell.shape == (12, 16)
+
+
+def elliptic(volume, width, stretch, turn, share, tail=1.4):
+    """Peaks of log-normal height: an ellipse with its long axis ``turn`` from the first axis, a share with Lorentzian tails."""
+    hkl = volume.hkl()[..., :2]
+    pixel = 1 / (hkl[1, 0, 0] - hkl[0, 0, 0])
+    reach = int(np.abs(hkl).max()) + 1
+    rng, out = np.random.default_rng(5), np.zeros(volume.shape)
+    for node in np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2), -1).reshape(-1, 2):
+        x, y = ((hkl - node) * pixel / width).transpose(2, 0, 1)
+        u, v = (np.cos(turn) * x + np.sin(turn) * y) / stretch, (np.cos(turn) * y - np.sin(turn) * x) * stretch
+        q = u * u + v * v
+        out += np.exp(1.2 * rng.normal()) * ((1 - share) * np.exp(-0.5 * q) + share * (1 + q / tail) ** -1.5)
+    return out
+
+
+@pytest.mark.parametrize(("stretch", "turn", "share"), [(1.25, 0.5, 0.0), (1.25, 2.0, 0.3)])
+def test_elliptic_peaks_with_tails(stretch, turn, share):
+    """The profile is found, and the order beneath it."""
+    volume, d, s = plane()
+    peaks = d.max() * elliptic(volume, 0.9, stretch, turn, share)
+    scale = 1000.0 / (d * s).max()
+    data = volume.replace(data=np.random.default_rng(3).poisson((d * s + peaks) * scale).astype(float))
+    own = arrays(data)
+    distance = torch.as_tensor(own.lattice.distance_to_node(volume.axes, np.array([a[1] - a[0] for a in volume.axes])))
+    fit = Fit(own, FactoriseOptions(links=("linear",)), 20.0, bragg=bragg_of(own, own.valid & (distance > 3.0), 3.0))
+    fit.shaped(own.valid)
+    state = fit.first(own.valid).state
+    assert state.width == pytest.approx(0.9, rel=0.02) and state.shape.axes == pytest.approx((stretch, 1 / stretch), rel=0.02)
+    a, b, c = state.shape.matrix
+    assert 0.5 * np.arctan2(-2 * b, c - a) % np.pi == pytest.approx(turn, abs=0.05)
+    far = state.shape.values(torch.tensor([16.0, 40.0]).double()).numpy()
+    assert far == pytest.approx(share * (1 + np.array([16.0, 40.0]) / 1.4) ** -1.5, rel=0.15, abs=2e-3)
+    parts = separate(data, centring="P", progress=False)
+    assert np.corrcoef(parts.sro.data.ravel(), s.ravel())[0, 1] > 0.998
+
+
+def test_round_peaks_stay_round():
+    volume, d, s = plane()
+    scale = 1000.0 / (d * s).max()
+    data = np.random.default_rng(3).poisson((d * s + d.max() * bragg(volume, 1.0)) * scale).astype(float)
+    own = arrays(volume.replace(data=data))
+    distance = torch.as_tensor(own.lattice.distance_to_node(volume.axes, np.array([a[1] - a[0] for a in volume.axes])))
+    fit = Fit(own, FactoriseOptions(links=("linear",)), 20.0, bragg=bragg_of(own, own.valid & (distance > 3.0), 3.0))
+    fit.shaped(own.valid)
+    assert fit.bragg.shape is None and fit.first(own.valid).state.shape is None
+
+
+def test_derivatives_of_a_profile():
+    shape, width = Shape((1.3, 0.4, (1 + 0.16) / 1.3), 0.25, 1.7), 1.1
+    offset = torch.tensor([[0.3, -0.8], [2.0, 1.5], [-4.0, 3.0]]).double()
+    small = 1e-6
+    for k, found in enumerate(shape.derivatives(offset, width)):
+        ends = []
+        for sign in (1, -1):
+            values = [*shape.matrix, shape.share, np.log(shape.tail)]
+            values[k] += sign * small
+            other = Shape(tuple(values[:3]), values[3], float(np.exp(values[4])))
+            ends.append(other.values(other.square(offset, width)))
+        assert found.numpy() == pytest.approx(((ends[0] - ends[1]) / (2 * small)).numpy(), rel=1e-5, abs=1e-10)

@@ -100,7 +100,7 @@ class Problem:
         background = torch.einsum("k,k...->...", state.b, basis.radial) if len(state.b) else torch.zeros_like(factor)
         if self.peaks is None:
             return Fields(factor, order, slope, background, factor * order + background)
-        profile = self.peaks.profile(grid, state.width)
+        profile = self.peaks.profile(grid, state.width, state.shape)
         bragg = self.peaks.image(state.height[:, None] * profile, grid.shape)
         return Fields(factor, order, slope, background, factor * order + background + bragg, bragg)
 
@@ -262,7 +262,7 @@ class Problem:
         modes = [sum(slope[j] * sum(u[i] * mode[i, j] for i in range(grid.ndim)) for j in range(grid.ndim))
                  for mode in self.modes]
         if self.peaks is not None:
-            modes = [own + self.peaks.moved(grid, state.width, state.height, mode)
+            modes = [own + self.peaks.moved(state, mode)
                      for own, mode in zip(modes, self.modes, strict=True)]
         return torch.cat([basis.radial, torch.stack(modes)])
 
@@ -341,7 +341,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     misfit = float((weight * (problem.intensity - fields.model).square()).sum() / (weight > 0).sum())
     evidence = log_evidence(problem, state, fields, (factor, precision, extra))
     if bragg is not None:
-        evidence += bragg.log_evidence(state.height)
+        evidence += bragg.log_evidence(state.height, precision_of(problem, state))
     return Factors(state, fields, weight, inverse, misfit, evidence, iteration)
 
 

@@ -1,8 +1,9 @@
-"""Residual Bragg peaks as unknowns: one amplitude a node, one width for all.
+"""Residual Bragg peaks as unknowns: one amplitude a node, one profile for all.
 
 What is left of Bragg scattering adds ``Σ_k a_k exp(−|x − x_k|² / 2 w²)`` to the intensity, x in pixels, x_k the nodes. The
 amplitudes differ from node to node by orders of magnitude and are never negative; diffuse scattering at the nodes is D times
-one number. So the weakest peaks say what S is there, and the strongest what the profile is. A profile is never known exactly:
+one number. So the weakest peaks say what S is there, and the strongest what the profile is, a round Gaussian or, where that is not
+enough, an elliptic one with tails (`profile`). A profile is never known exactly:
 the variance of a pixel grows by the square of a share of its Bragg intensity, which is estimated with the rest and takes the
 cores of strong peaks out of the fit, not their tails.
 
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+
+from .profile import Shape, shape_step
 
 if TYPE_CHECKING:
     from .gauss_newton import Problem
@@ -53,22 +56,32 @@ class Peaks:
     place: Tensor
     inside: Tensor
 
-    def profile(self, grid, width: float) -> Tensor:
+    def profile(self, grid, width: float, shape: Shape | None = None) -> Tensor:
         """Peaks of height 1, (K, P)."""
-        return torch.exp(-0.5 * self._distance2(grid) / width**2) * self.inside
+        if shape is None:
+            return torch.exp(-0.5 * self._distance2(grid) / width**2) * self.inside
+        return shape.values(shape.square(self.from_centre(grid), width)) * self.inside
 
     def _distance2(self, grid) -> Tensor:
-        return self._from_centre(grid).square().sum(-1)
+        return self.from_centre(grid).square().sum(-1)
 
-    def _from_centre(self, grid) -> Tensor:
+    def from_centre(self, grid) -> Tensor:
+        """Pixels from the nodes, (K, P, 2)."""
         return (self.nearest - _pixels(grid, self.node))[:, None] + self.offset
 
-    def moved(self, grid, width: float, height: Tensor, mode: Tensor) -> Tensor:
+    def moved(self, state: State, mode: Tensor) -> Tensor:
         """Derivative of the peaks on the pixels by the amount of a mode E, which changes lattice coordinates u to u (1 + E)."""
+        grid, width, shape = state.grid, state.width, state.shape
         steps = torch.stack([axis[1] - axis[0] for axis in grid.axes])
         centre = -(self.node @ mode @ torch.linalg.inv(grid.to_lattice)) / steps
-        along = (self._from_centre(grid) * centre[:, None]).sum(-1)
-        return self.image(height[:, None] * self.profile(grid, width) * along / width**2, grid.shape)
+        offset = self.from_centre(grid)
+        if shape is None:
+            fall = self.profile(grid, width) * (offset * centre[:, None]).sum(-1) / width**2
+        else:
+            a, b, c = shape.matrix
+            along = (offset @ torch.tensor([[a, b], [b, c]], dtype=offset.dtype, device=offset.device) * centre[:, None]).sum(-1)
+            fall = -2.0 * shape.slope(shape.square(offset, width)) * along / width**2 * self.inside
+        return self.image(state.height[:, None] * fall, grid.shape)
 
     def image(self, values: Tensor, shape) -> Tensor:
         """Sum of (K, P) values on the pixels."""
@@ -91,10 +104,10 @@ class Peaks:
         return torch.where(sine, sums.imag, sums.real)
 
 
-def make_peaks(arrays, width: float) -> Peaks | None:
-    """Peaks of about that width at all nodes of a plane; None where there are no nodes on it."""
+def make_peaks(arrays, width: float, reach: int | None = None) -> Peaks | None:
+    """Peaks of about that width, or that are drawn so far, at all nodes of a plane; None where there are no nodes on it."""
     lattice, grid = arrays.lattice, arrays.grid
-    reach = min(int(math.ceil(EXTENT * width)), LARGEST)
+    reach = reach or min(int(math.ceil(EXTENT * width)), LARGEST)
     axes = [axis.cpu().numpy() for axis in grid.axes]
     centre = np.zeros(2) if lattice.centre is None else lattice.centre
     corners = np.array(list(itertools.product(*((axis[0], axis[-1]) for axis in axes))))
@@ -157,10 +170,10 @@ def _line(values: Tensor, shape: Tensor, inside: Tensor) -> tuple[Tensor, Tensor
     return amplitude, (v - amplitude[:, None] * s).square().sum(1)
 
 
-def first_heights(peaks: Peaks, intensity: Tensor, valid: Tensor, grid, width: float) -> Tensor:
+def first_heights(peaks: Peaks, intensity: Tensor, valid: Tensor, grid, width: float, shape: Shape | None = None) -> Tensor:
     """Heights above a level ground, not negative, (K,)."""
     measured = peaks.inside * valid.flatten()[peaks.place]
-    return _line(intensity.flatten()[peaks.place], peaks.profile(grid, width), measured)[0].clamp(min=0.0)
+    return _line(intensity.flatten()[peaks.place], peaks.profile(grid, width, shape), measured)[0].clamp(min=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,10 +190,10 @@ class Coupling:
         scaled = self.cross / self.diagonal[:, None]
         return matrix - self.cross.T @ scaled, right - scaled.T @ self.right
 
-    def log_evidence(self, height: Tensor) -> float:
-        """The part of the amplitudes in the log evidence."""
+    def log_evidence(self, height: Tensor, precision: Tensor) -> float:
+        """The part of the amplitudes in the log evidence; their prior is that of the heights as they are now."""
         log_det = float((self.diagonal / self.precision).log().sum())
-        return -0.5 * (log_det + float((self.precision * height.square()).sum()))
+        return -0.5 * (log_det + float((precision * height.square()).sum()))
 
 
 def precision_of(problem: Problem, state: State) -> Tensor:
@@ -199,7 +212,7 @@ def settled(problem: Problem, state: State, fields: Fields, weight: Tensor) -> t
     the foot is seen) far below zero, where nothing is allowed: one of them would hold up all the other parameters.
     """
     peaks, grid = problem.peaks, state.grid
-    profile = peaks.profile(grid, state.width)
+    profile = peaks.profile(grid, state.width, state.shape)
     own = weight.flatten()[peaks.place] * profile
     diagonal, free = (own * profile).sum(1), 1.0 / state.height_variance
     residual = (problem.intensity - fields.model).flatten()[peaks.place]
@@ -213,7 +226,7 @@ def settled(problem: Problem, state: State, fields: Fields, weight: Tensor) -> t
 def coupling(problem: Problem, state: State, fields: Fields, weight: Tensor, columns: Tensor) -> Coupling:
     """Rows of the normal matrix that belong to the amplitudes; ``columns`` are the derivatives by the other unknowns."""
     peaks, basis, grid = problem.peaks, problem.basis, state.grid
-    profile = peaks.profile(grid, state.width)
+    profile = peaks.profile(grid, state.width, state.shape)
     flat = weight.flatten()[peaks.place] * profile
     stride = torch.tensor(basis.stride, device=basis.order.device)
     gs = (basis.envelope * fields.order).flatten()[peaks.place]
@@ -234,22 +247,26 @@ def updated_peaks(problem: Problem, state: State, fields: Fields, weight: Tensor
     # where most nodes have a peak, no node is known to have none: what is weak says less about S there than what is absent
     least = max((SMALLEST * problem.scale) ** 2, float(state.height.square().median()))
     variance = (state.height.square() + 1.0 / found.diagonal).clamp(min=least)
-    profile = peaks.profile(grid, state.width)
-    slope = state.height[:, None] * profile * peaks._distance2(grid) / state.width**3
+    profile = peaks.profile(grid, state.width, state.shape)
     own = weight.flatten()[peaks.place]
     residual = (problem.intensity - fields.model).flatten()[peaks.place]
-    # a wider peak is a lower one: the part of the slope that the heights do not make up for
-    share = (own * slope * profile).sum(1) / (own * profile.square()).sum(1).clamp(min=1e-300)
-    slope = slope - share[:, None] * profile
-    change = float((own * slope * residual).sum()) / max(float((own * slope.square()).sum()), 1e-300)
-    width = state.width + float(np.clip(change, -0.1 * state.width, 0.1 * state.width))
+    shape = state.shape
+    if shape is None:
+        slope = state.height[:, None] * profile * peaks._distance2(grid) / state.width**3
+        # a wider peak is a lower one: the part of the slope that the heights do not make up for
+        share = (own * slope * profile).sum(1) / (own * profile.square()).sum(1).clamp(min=1e-300)
+        slope = slope - share[:, None] * profile
+        change = float((own * slope * residual).sum()) / max(float((own * slope.square()).sum()), 1e-300)
+        width = state.width + float(np.clip(change, -0.1 * state.width, 0.1 * state.width))
+    else:
+        shape, width = shape_step(peaks, state, residual, own * peaks.inside)
     part = state.height[:, None] * profile
     strong = (own > 0) & (part > 2.0 * (fields.model - fields.peaks).flatten()[peaks.place].abs() + 0.5 * problem.scale)
     misfit = state.misfit
     if int(strong.sum()) > 30:
         noise = problem.variance(replace(state, misfit=0.0), fields).flatten()[peaks.place][strong]
         misfit = _misfit(residual[strong].square(), part[strong].square(), noise)
-    return replace(state, height_variance=variance, width=width, misfit=misfit)
+    return replace(state, height_variance=variance, width=width, shape=shape, misfit=misfit)
 
 
 def _misfit(residual2: Tensor, part2: Tensor, noise: Tensor) -> float:

@@ -18,6 +18,7 @@ from .finer import lengthened, longer_reach, repeating
 from .gauss_newton import Problem, refine
 from .links import LINKS
 from .peaks import MISFIT, Peaks, first_heights, first_width, make_peaks
+from .profile import FURTHEST, Shape, first_shape
 from .rings import Radial, even_knots, ring_functions, rough_zones
 from .states import Basis, Factors, Settings, State
 from .unknowns import (
@@ -45,6 +46,7 @@ MOST_STEPS = 15                 # of one solution, while choices are still open
 RING_ROUNDS = 4                 # of splines for rings
 UNEVEN, UNEVEN_SCORE = 4, 10.0  # hat functions of an uneven background; mean square of normalised gradients that asks for it
 FIRST_STEPS = 3                 # on a larger support before it is looked at
+WRONG = 0.02                    # of a Bragg peak: what its profile is wrong by, from where another is tried
 FEW_OUTLIERS, LOST = 5e-4, 0.03     # share of the pixels; and where a form of S that leaves out so many is not pursued
 DARK, DARK_SHARE = 0.05, 0.02   # of the mean of S, and share of the cell that is darker: from where its positive part is tried
 LOWEST = 0.02                   # of S where its logarithm or reciprocal starts a series
@@ -58,6 +60,7 @@ class Bragg:
     peaks: Peaks
     width: float
     clear: Tensor
+    shape: Shape | None = None
 
 
 def bragg_of(arrays: Arrays, clear: Tensor, radius: float) -> Bragg | None:
@@ -122,8 +125,9 @@ class Fit:
         problem.peaks = own.peaks
         values = self.arrays.intensity[own.clear & valid].abs().sort().values
         problem.scale = float(values[: max(len(values) - len(values) // 200, 1)].mean())
-        height = first_heights(own.peaks, self.arrays.intensity, valid, start.grid, own.width)
-        return replace(start, height=height, height_variance=height.square() + problem.scale**2, width=own.width, misfit=MISFIT)
+        height = first_heights(own.peaks, self.arrays.intensity, valid, start.grid, own.width, own.shape)
+        return replace(start, height=height, height_variance=height.square() + problem.scale**2, width=own.width, shape=own.shape,
+                       misfit=MISFIT)
 
     def solve(self, valid: Tensor, support: float, link: str, start: State | None = None, **limits) -> Factors:
         """Refine from scratch, S = 1 and large noise, or from a state of the same basis."""
@@ -150,6 +154,7 @@ class Fit:
 
     def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """:meth:`choose`, once more with splines in |Q| where the residual shows rings, if the evidence says so."""
+        self.shaped(valid)
         self.uneven(valid)
         first, plain = self.choose(valid), self.radial
         support, link, factors, _ = first
@@ -216,6 +221,24 @@ class Fit:
                 self._first = valid, self.radial.key, trial
                 return
         self.radial = plain
+
+    def shaped(self, valid: Tensor) -> None:
+        """Let Bragg peaks be elliptic and have tails, where round Gaussians are not what they are and the first look is better."""
+        round_ones = self.bragg
+        if round_ones is None or round_ones.shape is not None:
+            return
+        first = self.first(valid)
+        if first.state.misfit <= WRONG:
+            return
+        wide = make_peaks(self.arrays, round_ones.width, FURTHEST)
+        problem, start = self.problem(valid, self.supports()[0], self.options.links[0], polish=False)
+        shape, width = first_shape(problem, first, wide)
+        peaks = make_peaks(self.arrays, width, shape.reach(width))
+        kept = self._problems, self._first
+        self._problems, self._first = {}, None
+        self.bragg = replace(round_ones, peaks=peaks, width=width, shape=shape)
+        if self.first(valid).evidence < first.evidence + SUPPORT_GAIN:
+            self.bragg, (self._problems, self._first) = round_ones, kept
 
     def first(self, valid: Tensor) -> Factors:
         """The first form of S on the smallest support, from scratch; what came of it last is kept."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .fourier import FourierGrid
+from .profile import Shape
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class State:
     height: Tensor | None = None     # of the Bragg peaks
     height_variance: Tensor | None = None
     width: float = 1.0               # of the Bragg peaks, pixels
+    shape: Shape | None = None       # of the same; None for round Gaussians
     misfit: float = 0.0              # of their profile, of its height
 
 
