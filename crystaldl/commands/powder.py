@@ -127,7 +127,7 @@ def add_evaluate(wings: Any) -> None:
     parser = wings.add_parser(
         "powder",
         help="the methods of PowderPattern.classify, side by side",
-        epilog="Example: crystaldl evaluate powder --shared data --runs runs --only measured",
+        epilog="Example: crystaldl evaluate powder --shared data --runs runs",
     )
     parser.add_argument("--shared", type=Path, required=True, metavar="DIR", help="structures and measured patterns")
     parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="training runs; adaptations are kept there")

@@ -14,8 +14,8 @@ from .cell_refinement import build_cell, peaks_from
 from .cells import CellSearch
 from .indexing.allowed_lines import allowed_score
 from .indexing.bravais import metric_of
-from .indexing.line_search import LineSearch, settled
 from .indexing.pools import SYSTEMS, IndexOptions, Lattice, LineTable, line_table
+from .indexing.staged_search import StagedSearch, settled
 from .peaks import PeakList
 
 __all__ = ["index_pattern"]
@@ -56,28 +56,27 @@ def _search(pattern, lines: LineTable, options: IndexOptions, report) -> list[La
     ``pattern`` is None where lines alone were given.
     """
     end = time.monotonic() + options.time_limit
-    by_lines = LineSearch(lines, options, report)
+    by_lines = StagedSearch(lines, options, report)
     by_lines.first()
     found = by_lines.lattices()
     enough = settled(found, lines, options)
     found = _with_absences(found, lines, options)
     by_profile = None
-    if pattern is not None and not enough:
+    if pattern is not None:
         from .indexing.profile_search import ProfileSearch
 
-        report("by the profile")
         by_profile = ProfileSearch(pattern, lines, options)
+    if by_profile is not None and not enough:
+        report("by the profile")
         found = by_profile.joined(found)
         enough = settled(found, lines, options)
     if not enough and time.monotonic() < end:
         by_lines.more(end)
         found = _with_absences(by_lines.lattices(), lines, options)
         found = found if by_profile is None else by_profile.joined(found)
-    if pattern is not None:
-        from .indexing.profile_search import with_larger_cells
-
+    if by_profile is not None:
         report("larger cells")
-        found = with_larger_cells(found, pattern, options)
+        found = by_profile.with_larger_cells(found)
     return found
 
 

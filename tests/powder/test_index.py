@@ -21,8 +21,8 @@ from crystaldl.powder.indexing.bravais import (
     niggli_cell,
     same_lattice,
 )
-from crystaldl.powder.indexing.line_search import LineSearch
 from crystaldl.powder.indexing.pools import IndexOptions, LineTable, line_table
+from crystaldl.powder.indexing.staged_search import StagedSearch
 from crystaldl.powder.pattern import PowderPattern
 
 matplotlib.use("Agg")
@@ -338,10 +338,10 @@ def test_options():
 def test_few_lines_settle_high_symmetry_and_low_symmetry_is_tried_last(pattern):
     told = []
     table = lambda b: line_table(peaks_from(lines_of(b, CELLS[b], 10), pattern.radiation))  # noqa: E731
-    few = LineSearch(table("cF"), IndexOptions(), told.append)
+    few = StagedSearch(table("cF"), IndexOptions(), told.append)
     assert few.first() and few.found[0].bravais == "cF"
     assert told == ["cubic to orthorhombic, zero shift +0.00°"], "ten lines of a cubic lattice need nothing else"
-    low = LineSearch(table("mP"), IndexOptions(systems=("monoclinic",)), told.append)
+    low = StagedSearch(table("mP"), IndexOptions(systems=("monoclinic",)), told.append)
     low.first()
     told.clear()
     low.more(0.0)

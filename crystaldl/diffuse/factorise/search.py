@@ -231,7 +231,7 @@ class Fit:
         if first.state.misfit <= WRONG:
             return
         wide = make_peaks(self.arrays, round_ones.width, FURTHEST)
-        problem, start = self.problem(valid, self.supports()[0], self.options.links[0], polish=False)
+        problem, _ = self.problem(valid, self.supports()[0], self.options.links[0], polish=False)
         shape, width = first_shape(problem, first, wide)
         peaks = make_peaks(self.arrays, width, shape.reach(width))
         kept = self._problems, self._first

@@ -34,7 +34,7 @@ from .sieve import Sieve, make_sieve
 from .superlattices import Measured, with_superlattices
 from .trials import BEYOND, LEVEL, PROFILE_WEIGHT, WORTH, trial_lattices
 
-__all__ = ["ProfileSearch", "with_larger_cells"]
+__all__ = ["ProfileSearch"]
 
 #: lattices that the search of the lines hands on
 KEPT = 25
@@ -50,8 +50,19 @@ class ProfileSearch:
     """
 
     def __init__(self, pattern, lines: LineTable, options: IndexOptions):
-        self._ready, self._scale = _ready(pattern), _scale(pattern)
+        self._measured = on_axis(pattern)
+        #: factor on zero shifts: those on the common axis are those of Cu
+        self._scale = pattern.radiation.wavelength / REFERENCE_WAVELENGTH
         self._lines, self._options = lines, options
+
+    @cached_property
+    def _ready(self) -> tuple[np.ndarray, Sieve] | None:
+        """Lines (n, 4) and sieve of the pattern; None where too little of it was measured."""
+        m = self._measured
+        if m is None:
+            return None
+        (peaks,) = listed_lines(m.y[None], m.mask[None], np.array([m.ratio]), np.array([m.doublet]))
+        return (peaks, make_sieve(m.y, m.mask, peaks, m.ratio, m.doublet)) if len(peaks) >= 4 else None
 
     @cached_property
     def _suggested(self) -> Pool:
@@ -77,19 +88,12 @@ class ProfileSearch:
         scored = _scored(pool, self._ready[1], self._scale, self._lines, self._options)
         return _without_copies(*scored, self._lines)
 
-
-def with_larger_cells(found: list[Lattice], pattern, options: IndexOptions) -> list[Lattice]:
-    """Lattices, best first, with superlattices of the first that weak lines of the pattern speak for, as far as allowed."""
-    measured = on_axis(pattern)
-    if measured is None or not found:
-        return found
-    made = with_superlattices(found, measured, _scale(pattern))
-    return [made[i] for i in np.flatnonzero(_wanted(_pool_of(made), options))]
-
-
-def _scale(pattern) -> float:
-    """Factor on zero shifts: those on the common axis are those of Cu."""
-    return pattern.radiation.wavelength / REFERENCE_WAVELENGTH
+    def with_larger_cells(self, found: list[Lattice]) -> list[Lattice]:
+        """Lattices, best first, with superlattices of the first that weak lines of the pattern speak for, as far as allowed."""
+        if self._measured is None or not found:
+            return found
+        made = with_superlattices(found, self._measured, self._scale)
+        return [made[i] for i in np.flatnonzero(_wanted(_pool_of(made), self._options))]
 
 
 def on_axis(pattern) -> Measured | None:
@@ -101,15 +105,6 @@ def on_axis(pattern) -> Measured | None:
     except DataError:
         return None
     return Measured(normalise(y, mask)[0].numpy(), mask[0].numpy(), float(ratio[0]), float(delta[0]))
-
-
-def _ready(pattern) -> tuple[np.ndarray, Sieve] | None:
-    """Lines (n, 4) and sieve of a pattern; None where too little of it was measured."""
-    m = on_axis(pattern)
-    if m is None:
-        return None
-    (peaks,) = listed_lines(m.y[None], m.mask[None], np.array([m.ratio]), np.array([m.doublet]))
-    return (peaks, make_sieve(m.y, m.mask, peaks, m.ratio, m.doublet)) if len(peaks) >= 4 else None
 
 
 def _pool_of(found: list[Lattice]) -> Pool:

@@ -293,8 +293,9 @@ def evaluate_command(args) -> str:
         text += "\nPatterns by abTEM\n" + table(rows) + "\n"
     else:
         text += "\nPatterns by abTEM: left out, since abTEM is not installed (pip install abtem)\n"
+    known = list(benchmark(crystals, draws=1))
     for name in shipped:
-        ranks = factor_ranks(benchmark(crystals, draws=1), model=name)
+        ranks = factor_ranks(known, model=name)
         text += f"\nRank correlation with |V_g| up to {THICKEST:g} nm, {name}\n" + factor_table(ranks) + "\n"
         text += f"\nFigures of the card of {name}\n" + card_table(name, crystals=crystals, patterns=patterns) + "\n"
     return text

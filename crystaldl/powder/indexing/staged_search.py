@@ -1,7 +1,7 @@
 """The search of `index` by lines alone: what is tried, in which order, and when to stop.
 
-High symmetry first, at three zero shifts, then cells of any lattice without a zero shift: `LineSearch.first`. What follows, other
-zero shifts and more indices (`LineSearch.more`), takes longer than asking the profile, which knows about both.
+High symmetry first, at three zero shifts, then cells of any lattice without a zero shift: `StagedSearch.first`. What follows, other
+zero shifts and more indices (`StagedSearch.more`), takes longer than asking the profile, which knows about both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .coincidences import owes
 from .pools import IndexOptions, Lattice, LineTable, Pool
 from .trial_cells import any_lattice, boxes, high_symmetry
 
-__all__ = ["LineSearch", "settled"]
+__all__ = ["StagedSearch", "settled"]
 
 #: the strongest lines, which make trial cells too: low-angle lines may be those of a second phase
 STRONG = 14
@@ -24,7 +24,7 @@ STRONG = 14
 FEW, HIGH, LOW = (30.0, 6.0), (40.0, 6.0), (30.0, 8.0)
 
 
-class LineSearch:
+class StagedSearch:
     """Lattices that explain the lines.
 
     Parameters
@@ -53,9 +53,7 @@ class LineSearch:
         if not self._low:
             return False
         self.report("monoclinic and triclinic")
-        self._add(any_lattice(self.lines, 0.0, self.options) + any_lattice(self._strong, 0.0, self.options))
-        if "monoclinic" in self.options.systems:
-            self._add(high_symmetry(self._few, 0.0, ("monoclinic",), 9, 24))
+        self._low_symmetry(0.0)
         return self._convinced()
 
     def more(self, end: float) -> bool:
@@ -68,11 +66,8 @@ class LineSearch:
             zero = waiting.pop(0)
             self.report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
             if zero not in self._tried:
-                self._add(any_lattice(self.lines, zero, self.options))
-            if "monoclinic" in self.options.systems:
-                for more, base, count in ((0, 9, 24), (8, 12, 60))[zero in self._tried :]:
-                    lines = self.lines.head(self.options.lines + more)
-                    self._add(high_symmetry(lines, zero, ("monoclinic",), base, count))
+                self._low_symmetry(zero)
+            self._monoclinic(zero, self.lines.head(self.options.lines + 8), 12, 60)
             self._tried.add(zero)
             if self._convinced():
                 return True
@@ -107,6 +102,15 @@ class LineSearch:
     def _low(self) -> bool:
         """Whether cells of low symmetry were asked for."""
         return not {"monoclinic", "triclinic"}.isdisjoint(self.options.systems)
+
+    def _low_symmetry(self, zero: float) -> None:
+        cells = any_lattice(self.lines, zero, self.options)
+        self._add(cells + any_lattice(self._strong, zero, self.options) if zero == 0.0 else cells)
+        self._monoclinic(zero, self._few, 9, 24)
+
+    def _monoclinic(self, zero: float, lines: LineTable, base: int, count: int) -> None:
+        if "monoclinic" in self.options.systems:
+            self._add(high_symmetry(lines, zero, ("monoclinic",), base, count))
 
     def _down_to_orthorhombic(self) -> bool:
         high = tuple(s for s in self.options.systems if s not in ("monoclinic", "triclinic"))
