@@ -87,6 +87,16 @@ def test_large_cubic_cells_are_found(bravais, edge):
     assert 1 / np.sqrt(quick.cell[row, 0]) == pytest.approx(edge, rel=2e-3)
 
 
+@pytest.mark.parametrize("bravais, edge, zero", [("cI", 32.9, -0.07), ("cF", 46.0, 0.05), ("cP", 23.4, -0.1), ("cI", 9.7, 0.1)])
+def test_cubic_cells_of_any_edge_are_found_by_the_profile(bravais, edge, zero):
+    """Though cI of √2 times the edge has the lines of cP and some more, and the first lines have high indices."""
+    sieve, peaks = sieve_of(scan(bravais, [edge] * 3 + [90] * 3, zero, 0.15))
+    found = deep_search.cubic(line_table_of(peaks), sieve, 4)
+    assert found.bravais[0] == bravais
+    assert found.g[0, 0] ** -0.5 == pytest.approx(edge, rel=2e-3)
+    assert len(found) == 4
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_gain_is_that_of_a_dense_fit(ratio):
     """Non-negative least squares over the columns of the profile, written out."""

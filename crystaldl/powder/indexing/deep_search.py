@@ -16,13 +16,13 @@ import numpy as np
 from ...physics.lattice import cell_from_metric, metric_tensor
 from . import autoindex_kernels, zone_kernels
 from .autoindex import distinct
-from .bravais import cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, reciprocal_metric
+from .bravais import LATTICE_POINTS, cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, reciprocal_metric
 from .pools import IndexOptions, LineTable, Pool
 from .sieve import Sieve
 from .trial_cells import high_symmetry
 from .trial_indices import ZONES_M
 
-__all__ = ["as_primitive", "descended", "kin", "lifted", "looked_at", "low_symmetry", "side_by_side"]
+__all__ = ["as_primitive", "cubic", "descended", "kin", "lifted", "looked_at", "low_symmetry", "side_by_side"]
 
 #: trial cells kept of those that lines make, by the likelihood of the lines; largest volume looked for, Å³
 HEAP, LARGEST = 2500, 1500.0
@@ -30,6 +30,8 @@ HEAP, LARGEST = 2500, 1500.0
 AXES, ANGLES, LAYER, ZONES = 12, 16, 13, 50
 #: cells kept of each monoclinic lattice
 MONOCLINIC = 200
+#: shortest edge of cubic cells that are tried, Å, ratio from one to the next, those of each centring that the whole profile judges
+EDGE, EDGE_STEP, EDGES = 3.0, 1.0012, 60
 #: lines, and 1/d² (Å⁻²), up to which the first look goes
 FIRST_LINES, FIRST_TOP = 20, 0.25
 #: different cells that the whole profile judges, those that are kept, and those whose kin is looked at and how many at once
@@ -92,6 +94,18 @@ def looked_at(pool: Pool, lines: LineTable, sieve: Sieve, count: int) -> Pool:
     first, _ = sieve.refine(pool, 3, 5.0, _first_top(lines, 0.0))
     second, gain = sieve.refine(first, 4, 5.0)
     return distinct(sieve.refine(second, 0, sieve.temper(gain.max()))[0], count)[0] if len(second) else second
+
+
+def cubic(lines: LineTable, sieve: Sieve, count: int) -> Pool:
+    """The ``count`` best different cubic cells of all edges, by the profile: where few lines stand alone, none need be indexed."""
+    top, likely = _first_top(lines, 0.0), Pool()
+    for name in ("cP", "cI", "cF"):
+        longest = (LATTICE_POINTS[name[1]] * IndexOptions().largest(name)) ** (1 / 3)
+        edges = np.exp(np.arange(np.log(EDGE), np.log(longest), np.log(EDGE_STEP)))
+        g, zero = edges[:, None] ** -2 * [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], np.zeros(len(edges))
+        likely += sieve.refine(Pool(g, zero, np.full(len(g), name), zero), 3, 5.0, top)[0].best(EDGES)
+    cells, gain = sieve.refine(likely, 4, 5.0)
+    return distinct(sieve.refine(cells, 0, sieve.temper(gain.max()))[0], count)[0] if len(cells) else cells
 
 
 def _first_top(lines: LineTable, zero: float) -> float:

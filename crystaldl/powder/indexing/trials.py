@@ -20,7 +20,7 @@ from .allowed_lines import allowed_score
 from .autoindex import convincing, distinct, raised, ranked, sift, unexplained
 from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, sparser
 from .coincidences import exact_multiples, prices
-from .deep_search import as_primitive, descended, kin, lifted, looked_at, low_symmetry, side_by_side
+from .deep_search import as_primitive, cubic, descended, kin, lifted, looked_at, low_symmetry, side_by_side
 from .pools import FLOORS, PRICE, SYSTEMS, TAIL, IndexOptions, Lattice, LineTable, Pool
 from .quick_search import LATTICES, LatticeScores, excess_width, lattice_scores, reliability
 from .sieve import Sieve
@@ -54,6 +54,8 @@ ZERO, SETTLED = 0.08, 1.08
 CREDIBLE = 12.0
 #: cells of each lattice of high symmetry that the profile looks at, and different ones that it keeps
 MANY, RAW = 100, 24
+#: cubic cells of the many that the profile looks at
+CUBIC = 8
 NOTHING = Pool()
 _HIGH = tuple(s for s in SYSTEMS if s not in ("monoclinic", "triclinic"))
 
@@ -181,7 +183,7 @@ def _by_profile(high: Pool, by_lines: Pool, lines: LineTable, sieve: Sieve, pool
     """
     few = lines.head(_OPTIONS.lines)
     judged, _ = sieve.refine(distinct(by_lines, 40)[0], 4, 3.0)
-    judged += looked_at(high + boxes(lines, 0.0, _OPTIONS), lines, sieve, RAW)
+    judged += looked_at(high + boxes(lines, 0.0, _OPTIONS), lines, sieve, RAW) + cubic(lines, sieve, CUBIC)
     near = known + known.improve(lines.head(2 * _OPTIONS.lines), _OPTIONS, (0.012, 0.008), 3.0, 4)
     own, gain = sieve.refine(near, 4, 3.0)
     judged += own
