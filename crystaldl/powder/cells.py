@@ -188,7 +188,7 @@ class CellSearch:
     peaks : PeakList, the lines
     pattern : PowderPattern or None, where the lines come from
     seconds : float, that the search took
-    options : the settings of the search, `crystaldl.powder.indexing.autoindex.IndexOptions`
+    options : the settings of the search, `crystaldl.powder.indexing.pools.IndexOptions`
     """
 
     cells: tuple[Cell, ...]

@@ -5,7 +5,7 @@ half of the lines of their lattice. A lattice is therefore scored by the lines i
 
     ``ln( ε + (1 - ε) N(Q_obs - Q_calc; σ_Q) / ρ(Q) )``,
 
-as in `autoindex`, with the nearest *allowed* line for Q_calc and for ρ the number of allowed lines an Å⁻² counted around
+as in `judgement`, with the nearest *allowed* line for Q_calc and for ρ the number of allowed lines an Å⁻² counted around
 Q_obs, and these likelihoods are summed, weighted by how common the groups are. What is gained by few predicted lines is so
 weighed against the freedom of choosing a group, and which lines are absent takes part in the choice of a lattice. Lines are
 counted by symmetry, not by position: a cell that only looks tetragonal has the lines of an orthorhombic one.

@@ -15,8 +15,8 @@ import numpy as np
 
 from ...physics.lattice import cell_from_metric, metric_tensor
 from . import autoindex_kernels, zone_kernels
-from .autoindex import distinct
 from .bravais import LATTICE_POINTS, cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, reciprocal_metric
+from .judgement import distinct
 from .pools import IndexOptions, LineTable, Pool
 from .sieve import Sieve
 from .trial_cells import high_symmetry

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .autoindex import misfits
 from .bravais import cell_of
 from .evidence import Evidence, Lattice
+from .judgement import misfits
 from .pools import IndexOptions, LineTable, Pool
 from .trials import line_table_of
 

@@ -16,7 +16,6 @@ from ...errors import DataError
 from ...physics.lattice import cell_volume
 from ..prepare import REFERENCE_WAVELENGTH, normalise
 from .allowed_lines import allowed_score
-from .autoindex import unexplained
 from .bravais import (
     BRAVAIS,
     LATTICE_POINTS,
@@ -29,6 +28,7 @@ from .bravais import (
 )
 from .coincidences import exact_multiples, owes, prices
 from .evidence import listed_lines
+from .judgement import unexplained
 from .pools import FLOORS, IndexOptions, Lattice, LineTable, Pool
 from .sieve import Sieve, make_sieve
 from .superlattices import Measured, with_superlattices

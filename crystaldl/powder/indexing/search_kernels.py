@@ -18,7 +18,7 @@ EPSILON = 0.06
 MARGIN = 10.0  # lattices this far below the best need no exact score
 CANDIDATES = 6  # cells of each lattice that are refined
 LOWEST = 1 / 30.0**2  # no axis beyond 30 Å
-#: largest conventional cells in Å³, by system, as those of zeolites and frameworks; `autoindex.LARGEST` are primitive ones
+#: largest conventional cells in Å³, by system, as those of zeolites and frameworks; `pools.LARGEST` are primitive ones
 _LARGEST = np.array([27000.0, 12000.0, 12000.0, 6000.0, 6000.0])
 SHORTEST = 2.2  # Å: no crystal repeats over less (beryllium 2.29, graphite 2.46, diamond 2.52)
 SQRT_TWO_PI = 2.5066282746

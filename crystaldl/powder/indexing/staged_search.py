@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 
-from .autoindex import convincing, raised, ranked, sift, unexplained
 from .bravais import derivative_index, metric_of, sparser
 from .coincidences import owes
+from .judgement import convincing, raised, ranked, sift, unexplained
 from .pools import IndexOptions, Lattice, LineTable, Pool
 from .trial_cells import any_lattice, boxes, high_symmetry
 

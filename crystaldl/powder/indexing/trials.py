@@ -1,7 +1,7 @@
 """Trial lattices of a prepared pattern: of all fourteen Bravais lattices, from one list of lines, scored alike.
 
-What the quick search proposes (`quick_search`, intensities count) and what autoindexing finds (`autoindex`, positions count)
-is refined on the same lines, raised to every symmetry its metric bears, and scored by the log-likelihood of `autoindex`;
+What the quick search proposes (`quick_search`, intensities count) and what autoindexing finds (`trial_cells`, positions count)
+is refined on the same lines, raised to every symmetry its metric bears, and scored by the log-likelihood of `judgement`;
 the best of every kind once more with absent lines in mind (`allowed_lines`). Cells of low symmetry are looked for only where
 no lattice of high symmetry explains the lines convincingly.
 """
@@ -17,10 +17,10 @@ import numpy as np
 from ..prepare import AXIS_STEP, REFERENCE_WAVELENGTH
 from . import autoindex_kernels as kernels
 from .allowed_lines import allowed_score
-from .autoindex import convincing, distinct, raised, ranked, sift, unexplained
 from .bravais import BRAVAIS, cell_of, derivative_index, metric_of, niggli_cell, sparser
 from .coincidences import exact_multiples, prices
 from .deep_search import as_primitive, cubic, descended, kin, lifted, looked_at, low_symmetry, side_by_side
+from .judgement import convincing, distinct, raised, ranked, sift, unexplained
 from .pools import FLOORS, PRICE, SYSTEMS, TAIL, IndexOptions, Lattice, LineTable, Pool
 from .quick_search import LATTICES, LatticeScores, excess_width, lattice_scores, reliability
 from .sieve import Sieve
