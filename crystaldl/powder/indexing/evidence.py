@@ -248,8 +248,7 @@ def unexplained_lines(peaks: np.ndarray, fit: PawleyFit, reach: float = 0.8) -> 
     """Peaks farther than ``reach`` line widths from every line of the fit and standing out of its curve: (k, 2)."""
     q, height = np.exp(peaks[:, 0]), np.exp(peaks[:, 1])
     x = np.degrees(2 * np.arcsin(np.clip(q * REFERENCE_WAVELENGTH / 2, 0, 0.999)))
-    theta = np.radians(fit.position / 2)
-    lines = fit.position + fit.zero + fit.displacement * np.cos(theta)
+    lines = fit.observed(fit.q2)
     nearest = np.abs(x[:, None] - lines[None]).argmin(1)
     far = np.abs(x - lines[nearest]) > reach * fit.width[nearest]
     at = np.round((x - AXIS_START) / AXIS_STEP).astype(int) - fit.first

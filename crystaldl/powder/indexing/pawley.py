@@ -75,6 +75,11 @@ class PawleyFit:
     curve: np.ndarray
     first: int
 
+    def observed(self, q2) -> np.ndarray:
+        """Where lines of 1/d² (n,) in Å⁻² are seen: 2θ in degrees for Cu Kα1, zero shift and displacement included."""
+        theta = np.arcsin(np.clip(np.sqrt(q2) * REFERENCE_WAVELENGTH / 2, 0, 0.999))
+        return 2 * np.degrees(theta) + self.zero + self.displacement * np.cos(theta)
+
 
 class _Model:
     """The parameters of a fit and what follows from them."""

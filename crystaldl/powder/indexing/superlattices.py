@@ -26,7 +26,7 @@ from scipy.special import log_ndtr
 
 from ...physics.crystals import find_symmetry
 from ...physics.lattice import cell_from_metric, metric_tensor
-from ..prepare import AXIS_START, AXIS_STEP, REFERENCE_WAVELENGTH
+from ..prepare import AXIS_START, AXIS_STEP
 from . import profile_kernels as kernels
 from .bravais import BRAVAIS, cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, same_lattice
 from .pawley import LAGS, PawleyFit, noise_level, pawley_fit
@@ -142,15 +142,9 @@ def _range(fit: PawleyFit) -> tuple[float, float]:
     return low + 0.5, low + AXIS_STEP * (len(fit.curve) - 1) - 0.5
 
 
-def _observed(q2, fit: PawleyFit) -> np.ndarray:
-    """Observed 2θ in degrees of 1/d² (n,) in Å⁻²."""
-    theta = np.arcsin(np.clip(np.sqrt(q2) * REFERENCE_WAVELENGTH / 2, 0, 0.999))
-    return 2 * np.degrees(theta) + fit.zero + fit.displacement * np.cos(theta)
-
-
 def _clear(places: np.ndarray, fit: PawleyFit) -> np.ndarray:
     """Which places (n,) miss every line of the fit."""
-    lines = np.sort(_observed(fit.q2, fit))
+    lines = np.sort(fit.observed(fit.q2))
     after = np.clip(np.searchsorted(lines, places), 0, len(lines) - 1)
     gap = np.minimum(np.abs(places - lines[after]), np.abs(places - lines[np.maximum(after - 1, 0)]))
     return gap > CLEAR * np.interp(places, fit.position, fit.width)
@@ -274,7 +268,7 @@ def superlattices(measured: Measured, fit: PawleyFit) -> list[Superlattice]:
             if any(k) and k not in places:
                 h = grid + np.array(k, float)
                 q2 = np.einsum("ni,ij,nj->n", h, star, h)
-                places[k] = _observed(np.unique(np.round(q2[q2 <= top], 7)), fit)
+                places[k] = fit.observed(np.unique(np.round(q2[q2 <= top], 7)))
         at = _apart(np.concatenate([places[k] for k in group if any(k)]), fit)
         likelihood = against_chance(*rest.z(at), rest.stray) if len(at) else 0.0
         if likelihood > 0 and rest.explained(at) > SHARE:
