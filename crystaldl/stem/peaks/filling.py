@@ -89,9 +89,8 @@ class Filling:
     def __init__(
         self, shape: Shape, pixels: np.ndarray, radius: float, edge: float, device, degree: int = HIGHEST, closer: bool = False
     ):
-        self.shape, self.device = shape, device
+        self.shape, self.device, self.again = shape, device, False
         self.even = not closer  # whether the first hypothesis is none of fringes
-        self.again = closer  # whether the first hypothesis, too, has a position of its own
         self.closer: Filling | None = None
         if degree == HIGHEST:
             self.closer = Filling(shape, pixels, radius, edge, device, HIGHEST_CLOSER, closer=True)
@@ -346,7 +345,7 @@ def _under(f: Filling, w: Window, s: Tensor, shifted: Shifted) -> Refined:
     which = chances.argmax(1)
     out = Refined(s.clone(), torch.zeros(len(s), 2, 2, dtype=torch.float64, device=s.device), which)
     for level in f.levels:
-        mine = ((which > 0) | f.again) & (which >= level.first) & (which < level.first + len(level.constant))
+        mine = ((which > 0) | f.again | (not f.even)) & (which >= level.first) & (which < level.first + len(level.constant))
         rows = mine.nonzero()[:, 0]
         if len(rows):
             first = project(f, w.rows(rows), tuple(a[rows] for a in shifted), level, which[rows] - level.first)
