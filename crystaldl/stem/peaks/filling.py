@@ -12,6 +12,10 @@ it is filled. What then tells the position is what no filling can imitate, the e
 
 All hypotheses share one basis, polynomials that are orthonormal over the disk, in which the process has a covariance. The
 longer its length, the fewer of them it needs: hypotheses of one length work on the polynomials up to one degree.
+
+Polynomials up to degree 9 lose part of the process of the shortest length, and thick crystals at many counts show closer
+fringes yet; then the rest pulls on all disks of a family alike. Disks for which the shortest length is the most probable are
+therefore fitted once more, on polynomials up to degree 14, at a cost several times that of the others.
 """
 
 from __future__ import annotations
