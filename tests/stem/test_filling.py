@@ -81,6 +81,33 @@ def test_fringes_do_not_pull(probe, fringes, limit):
         assert fine < 0.5 * stiff
 
 
+def test_close_fringes_ask_for_higher_degrees(probe):
+    """Two and a half fringes across the disk: more than polynomials up to `HIGHEST` describe."""
+    patterns, pattern, centres = fringed(60, 2.5, 2e5, 1)
+    start, errors = torch.as_tensor(centres, dtype=torch.float32), []
+    for closer in (False, True):
+        fitter = DiskFitter(probe)
+        if not closer:
+            fitter._filling.closer = None
+        fit = fitter.fit(patterns, pattern, start)
+        errors.append(np.sqrt(np.mean((fit.positions.numpy() - centres) ** 2)))
+    assert errors[1] < 0.03 and errors[1] < 0.4 * errors[0]
+    assert (np.abs(fit.positions.numpy() - centres) < 1.96 * fit.sigma.numpy()).mean() > 0.93
+
+
+def test_closer_fringes_are_asked_of_few(shape, filling):
+    """Even disks and wide fringes keep the position that they have without the closer hypotheses."""
+    assert filling.closer is not None and filling.closer.closer is None
+    assert max(level.size for level in filling.closer.levels) > max(level.size for level in filling.levels)
+    patterns, _, centres = fringed(40, 0.7, 5e3, 3)
+    at = np.round(centres).astype(int)
+    data = torch.stack([p[a[0] + shape[1][:, 0], a[1] + shape[1][:, 1]] for p, a in zip(patterns, at, strict=True)])
+    data = data / data.mean(1, keepdim=True)
+    s = torch.as_tensor(centres - at, dtype=torch.float32)
+    found = refine(filling, data, torch.ones_like(data), s, (data.clamp_min(0.3), data.amax(1) / 2, torch.full((40,), 0.1)))
+    assert (found.hypothesis < len(HYPOTHESES)).float().mean() > 0.9
+
+
 def test_uncertainties_of_fringed_disks(probe):
     drawn = fringed(150, 1.5, 3000, 2)
     fit, _ = error(probe, drawn)

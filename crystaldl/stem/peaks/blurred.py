@@ -19,14 +19,14 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from ..probe import Probe
-from .filling import HIGHEST, Filling, Shifted, monomials
+from .filling import Filling, Shifted, monomials
 from .varpro import REACH, Shape, spline_weights
 
 SOFT = 0.75  # px: a wider edge is no longer that of the aperture on the pixels,
 OWN = 0.5  # px, which is that wide
 STEPS = 4  # points a pixel on which disks are drawn
 MISFIT = 0.04  # of the plateau, root mean square: a probe that is described worse is no blurred round aperture
-SIZE = 28  # functions of the basis, up to degree 6: finer ones do not outlast the blur
+DEGREE = 6  # of the basis: finer functions do not outlast the blur
 
 
 def filling_of(probe: Probe, shape: Shape, pixels: np.ndarray, device) -> Filling:
@@ -82,14 +82,14 @@ class Blurred(Filling):
     """
 
     def __init__(self, probe: Probe, shape: Shape, pixels: np.ndarray, blur: tuple[float, float], device):
-        super().__init__(shape, pixels, probe.radius, probe.edge, device, SIZE)
+        super().__init__(shape, pixels, probe.radius, probe.edge, device, DEGREE)
         self.again = True  # the polynomial before it knew nothing of the blur
         half = int(np.abs(pixels).max()) + 8
         offset = np.arange(-STEPS * half, STEPS * half + 1) / STEPS
         change, outer = self.functions
         points = np.stack(np.meshgrid(offset, offset, indexing="ij"), -1).reshape(-1, 2) / outer
         points = points / np.maximum(np.hypot(*points.T), 1.0)[:, None]
-        functions = (monomials(points, HIGHEST) @ change).reshape(len(offset), len(offset), -1)
+        functions = (monomials(points, DEGREE) @ change).reshape(len(offset), len(offset), -1)
         drawn = _drawn(*blur, half, functions)[::STEPS, ::STEPS]
         rest = probe.patch(half) - _drawn(*blur, half)[::STEPS, ::STEPS]
         images = drawn + rest[..., None] * functions[::STEPS, ::STEPS]

@@ -12,6 +12,10 @@ it is filled. What then tells the position is what no filling can imitate, the e
 
 All hypotheses share one basis, polynomials that are orthonormal over the disk, in which the process has a covariance. The
 longer its length, the fewer of them it needs: hypotheses of one length work on the polynomials up to one degree.
+
+Polynomials up to degree 9 lose part of the process of the shortest length, and thick crystals at many counts show closer
+fringes yet; then the rest pulls on all disks of a family alike. Disks for which the shortest length is the most probable are
+therefore fitted once more, on polynomials up to degree 14, at a cost several times that of the others.
 """
 
 from __future__ import annotations
@@ -31,12 +35,14 @@ HYPOTHESES = (
     (2.0, 1e-3), (1.7, 0.3), (1.7, 0.9), (1.7, 2.5), (1.2, 0.6), (1.2, 2.0), (0.85, 0.5), (0.85, 1.2), (0.85, 2.5), (0.6, 1.8),
     (0.42, 1.8),
 )  # fmt: skip
+CLOSER = ((0.42, 1.8), (0.3, 1.8))  # asked of disks for which the last of these is the most probable, on more polynomials
 EVEN = 0.5  # logarithm of how much likelier no fringes are than any one kind of them
 POLYNOMIAL = 0.5  # expected size of its linear and quadratic coefficients, relative to the mean
-SHORTEST = 2.0  # px: closer fringes are no longer seen as such
+SHORTEST = 2.0  # px: closer fringes are no longer seen as such,
+SHORTEST_CLOSER = 1.5  # unless nothing else describes the disk
 LOST = 1e-3  # of the variance of the filling relative to its mean, by leaving out higher degrees
-HIGHEST = 9  # degree of the polynomials
-SIZES = tuple((d + 1) * (d + 2) // 2 for d in range(2, HIGHEST + 1))  # how many there are up to each degree
+HIGHEST, HIGHEST_CLOSER = 9, 14  # degree of the polynomials
+SIZES = tuple((d + 1) * (d + 2) // 2 for d in range(2, HIGHEST_CLOSER + 1))  # how many there are up to each degree
 POINTS = 800  # over which they are orthonormal
 MARGIN = 1.5  # px: how far beyond the edge the filling is known
 MEAN = 10.0  # how far c may be from what was known before
@@ -57,7 +63,7 @@ class Level:
     Attributes
     ----------
     first : int
-        Number of the first of them in `HYPOTHESES`, those that are no longer seen as such left out.
+        Number of the first of them among all of the filling, those that are no longer seen as such left out.
     size : int
     precision : (K, size, size) float64, of the coefficients for a mean of 1
     constant : (K,) float64, logarithm of the determinant of its inverse
@@ -78,21 +84,30 @@ class Filling:
         Of the disk, on the same pixels.
     pixels : (P, 2) int ndarray
     radius, edge : float, px
-    most : int
-        Functions of the basis at most.
+    degree : int
+        Highest degree of the basis.
+    closer : bool
+        Whether the hypotheses are `CLOSER`; else they are `HYPOTHESES`, and ``closer`` is a filling with the others.
     """
 
-    def __init__(self, shape: Shape, pixels: np.ndarray, radius: float, edge: float, device, most: int = SIZES[-1]):
+    def __init__(
+        self, shape: Shape, pixels: np.ndarray, radius: float, edge: float, device, degree: int = HIGHEST, closer: bool = False
+    ):
         self.shape, self.device, self.again = shape, device, False
+        self.even = not closer  # whether the first hypothesis is none of fringes
+        self.closer: Filling | None = None
+        if degree == HIGHEST:
+            self.closer = Filling(shape, pixels, radius, edge, device, HIGHEST_CLOSER, closer=True)
+        shortest = SHORTEST_CLOSER if closer else SHORTEST
         outer = (radius + 2 * edge + MARGIN) / radius
         count = np.arange(POINTS) + 0.5
         r, angle = np.sqrt(count / POINTS) * outer, count * np.pi * (3 - np.sqrt(5))
         points = np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1)
         lengths: dict[float, list[float]] = {}
-        for length, depth in HYPOTHESES:
-            depths = lengths.setdefault(max(length, SHORTEST / radius), [])
+        for length, depth in CLOSER if closer else HYPOTHESES:
+            depths = lengths.setdefault(max(length, shortest / radius), [])
             depths += [depth] * (depth not in depths)
-        basis, triangle = np.linalg.qr(monomials(points / outer, HIGHEST))
+        basis, triangle = np.linalg.qr(monomials(points / outer, degree))
         basis *= np.sqrt(POINTS)  # mean square 1
         change = np.linalg.inv(triangle) * np.sqrt(POINTS)
         quadratic = basis[:, :6].T @ monomials(points, 2) / POINTS
@@ -100,7 +115,7 @@ class Filling:
         self.levels: list[Level] = []
         for length, depths in lengths.items():
             first = sum(len(level.constant) for level in self.levels)
-            self.levels.append(self._level(covariance(points, points, length), depths, basis[:, :most], stiff, first))
+            self.levels.append(self._level(covariance(points, points, length), depths, basis, stiff, first))
         size = max(level.size for level in self.levels)
         self.sizes = torch.tensor([n.size for n in self.levels for _ in n.constant], device=device)
         self.constant = torch.cat([level.constant for level in self.levels])
@@ -111,7 +126,7 @@ class Filling:
         scaled = pixels / (radius * outer)
         scaled = scaled / np.maximum(np.hypot(*scaled.T), 1.0)[:, None]
         self.functions = change[:, :size], radius * outer
-        terms = monomials(scaled, HIGHEST) @ change[:, :size]
+        terms = monomials(scaled, degree) @ change[:, :size]
         i, j = np.tril_indices(size)
         place = np.zeros((size, size), dtype=np.int64)
         place[i, j] = place[j, i] = np.arange(len(i))
@@ -272,11 +287,16 @@ class Refined:
     """``s`` (n, 2), ``normal`` (n, 2, 2): inverse of its covariance, ``hypothesis`` (n,): index into those of `Filling`.
 
     Under hypothesis 0, no fringes, ``s`` is the start and ``normal`` 0 (unless the filling works `again` on what it found).
+    `CLOSER` hypotheses are numbered after the others.
     """
 
     s: Tensor
     normal: Tensor
     hypothesis: Tensor
+
+    def update(self, rows: Tensor, other: Refined) -> None:
+        """Put another's results in the given rows."""
+        self.s[rows], self.normal[rows], self.hypothesis[rows] = other.s, other.normal, other.hypothesis
 
 
 def refine(
@@ -306,25 +326,30 @@ def refine(
     p = fill(f, Window(data, _weight(use, model, known, noise, mean), mean), shifted, finest, last)
     raw = use * (data - p.model) ** 2 / (p.model + known).clamp_min(FLOOR)
     noise = (raw.sum(1) / (use.sum(1) - p.free().float()).clamp_min(10)).clamp_min(ROUNDING)
-    use = use * (raw < OUTLIERS**2 * noise[:, None])
-    w = Window(data, _weight(use, p.model, known, noise, mean), mean)
+    inside = use * (raw < OUTLIERS**2 * noise[:, None])
+    w = Window(data, _weight(inside, p.model, known, noise, mean), mean)
     out = _under(f, w, s, shifted)
     rows = ((out.s - s).abs().amax(1) > MOVED).nonzero()[:, 0]
     if f.again and len(rows):
         at = out.s[rows]
-        other = _under(f, w.rows(rows), at, f.shifted(at, finest.size))
-        out.s[rows], out.normal[rows], out.hypothesis[rows] = other.s, other.normal, other.hypothesis
+        out.update(rows, _under(f, w.rows(rows), at, f.shifted(at, finest.size)))
+    rows = (out.hypothesis == len(f.constant) - 1).nonzero()[:, 0]
+    if f.closer is not None and len(rows):
+        before = (p.model[rows], mean[rows], noise[rows])
+        found = refine(f.closer, data[rows], use[rows], out.s[rows], before, known[rows])
+        found.hypothesis += len(f.constant)
+        out.update(rows, found)
     return out
 
 
 def _under(f: Filling, w: Window, s: Tensor, shifted: Shifted) -> Refined:
     """Positions under the filling that is the most probable one at s (n, 2)."""
     chances = evidence(f, w, shifted[0])
-    chances[:, 0] += EVEN
+    chances[:, 0] += EVEN * f.even
     which = chances.argmax(1)
     out = Refined(s.clone(), torch.zeros(len(s), 2, 2, dtype=torch.float64, device=s.device), which)
     for level in f.levels:
-        mine = ((which > 0) | f.again) & (which >= level.first) & (which < level.first + len(level.constant))
+        mine = ((which > 0) | f.again | (not f.even)) & (which >= level.first) & (which < level.first + len(level.constant))
         rows = mine.nonzero()[:, 0]
         if len(rows):
             first = project(f, w.rows(rows), tuple(a[rows] for a in shifted), level, which[rows] - level.first)
