@@ -344,7 +344,8 @@ class UnrolledNet(nn.Module):
             ``form_factor``, ``sro``, ``background`` (B, H, W), ``cell`` (B, n, n); D and B in units of the intensity.
         """
         if intensity.ndim != 3 or any(n % COARSEST for n in intensity.shape[1:]):
-            raise ValueError(f"intensity has shape {tuple(intensity.shape)}, expected (batch, rows, columns), multiples of {COARSEST}.")
+            found = tuple(intensity.shape)
+            raise ValueError(f"intensity has shape {found}, expected (batch, rows, columns), multiples of {COARSEST}.")
         seen = mask.to(intensity.dtype)
         data = intensity.masked_fill(~mask, 0.0)
         root = _root(data) * seen
@@ -355,8 +356,8 @@ class UnrolledNet(nn.Module):
         for _ in range(self.stages):
             ratio = _root((data - background) * order / (order.square() + 0.05)) * seen
             left = (root - _root(factor * order + background)) * seen
-            maps = torch.stack([root, seen, order.clamp_max(16.0).sqrt() - 1, _root(factor), _root(background), ratio.clamp_max(3.0),
-                                left, ratio - _root(factor) * seen, guide[:, 0], guide[:, 1]], 1)
+            maps = torch.stack([root, seen, order.clamp_max(16.0).sqrt() - 1, _root(factor), _root(background),
+                                ratio.clamp_max(3.0), left, ratio - _root(factor) * seen, guide[:, 0], guide[:, 1]], 1)
             answer = self.plane_net(maps).float()
             factor = F.softplus(_root(factor) + answer[:, 0], beta=8.0).square()
             background = F.softplus(answer[:, 1] - 0.5, beta=8.0).square()

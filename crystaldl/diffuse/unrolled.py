@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import DataError, UnknownModelError
-from ..models.registry import ModelCard, available, card, load_weights
-from ..physics.device import resolve_device
-from .dsfunet import brightest
+from ..errors import DataError
+from ..models.registry import ModelCard
+from .dsfunet import brightest, from_network_size, load_network, resampled, to_network_size
 from .network import COARSEST, SIDE, Fold, UnrolledNet
 
 if TYPE_CHECKING:
@@ -46,7 +45,8 @@ class Geometry:
         """(B, 2, H, W) nearness to a node (1 there), and Q over its largest value."""
         u = self.zone - self.zone.round()
         far = torch.einsum("bijx,bxy->bijy", u, self.period.to(u.dtype)).square().sum(-1)
-        return torch.stack([torch.exp(-0.5 * far / NEAR**2), self.q / self.q.amax((1, 2), keepdim=True).clamp_min(1e-30)], 1).float()
+        relative = self.q / self.q.amax((1, 2), keepdim=True).clamp_min(1e-30)
+        return torch.stack([torch.exp(-0.5 * far / NEAR**2), relative], 1).float()
 
 
 def padded(x: Tensor, multiple: int = COARSEST) -> Tensor:
@@ -77,3 +77,88 @@ def unrolled_planes(net, intensity: Tensor, mask: Tensor, place: Geometry) -> di
     for name in ("form_factor", "background"):
         answer[name] = answer[name] * top[:, None, None]
     return answer
+
+
+# ---------------------------------------------------------------------- the user's side
+
+
+def load_unrolled(model: str | None = None, device: str | torch.device = "auto", folder=None) -> tuple[UnrolledNet, ModelCard]:
+    """A trained network in evaluation mode, and its card; parameters and errors as in `dsfunet.load_dsfunet`."""
+    return load_network(UnrolledNet, "unrolled network", model, device, folder)
+
+
+def place_pixels(volume: DiffuseVolume, lattice: PlaneLattice, shape: tuple[int, int]) -> Geometry:
+    """Where the pixels of a plane are when it is resampled to ``shape``.
+
+    S is even about the nodes, and about the origin where the plane has none but meets their mirror images.
+    """
+    ratio = np.array(volume.shape) / np.array(shape)
+    first = np.array([axis[0] for axis in volume.axes])
+    step = np.array([(axis[-1] - axis[0]) / (len(axis) - 1) for axis in volume.axes])
+    axes = [first[k] + ((np.arange(n) + 0.5) * ratio[k] - 0.5) * step[k] for k, n in enumerate(shape)]
+    x = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    zone = (x - lattice.shift) @ lattice.dual.T
+    if lattice.centre is not None:
+        x = x - lattice.centre
+    q = np.sqrt(np.einsum("ijx,xy,ijy->ij", x, np.linalg.inv(lattice.metric), x).clip(0.0))
+    even = torch.tensor([bool(lattice.has_nodes or lattice.even_order)])
+    period = lattice.nodes / (step * ratio)
+    return Geometry(*(torch.as_tensor(v)[None] for v in (zone, period, q)), even)
+
+
+def working_side(volume: DiffuseVolume, lattice: PlaneLattice) -> int:
+    """Pixels of the longer edge for the network: those of training, more where a period would have fewer than `SHORTEST`."""
+    longest = max(volume.shape)
+    steps = np.array([abs(axis[-1] - axis[0]) / (len(axis) - 1) for axis in volume.axes])
+    period = float(np.linalg.norm(lattice.nodes / steps, axis=1).min()) / longest      # of the longer edge
+    return int(min(max(SIDE, math.ceil(SHORTEST / period)), LARGEST))
+
+
+def run_unrolled(volume: DiffuseVolume, lattice: PlaneLattice, *, model: str | None = None,
+                 device: str | torch.device = "auto") -> tuple[np.ndarray, np.ndarray, np.ndarray, ModelCard]:
+    """Separate one plane of any size with the unrolled network.
+
+    Parameters
+    ----------
+    volume : DiffuseVolume
+        A plane, resampled so that its longer edge has 256 pixels (more where periods are short); the answers come back on
+        its own pixels, the order from its cell.
+    lattice : PlaneLattice
+    model : str, optional
+        Exact name of a model; the newest when left out.
+    device : str or torch.device
+
+    Returns
+    -------
+    form_factor, sro, background : (n, m) ndarray
+        Everywhere, also where nothing was measured; S has the mean 1 over its cell.
+    card : ModelCard
+
+    Raises
+    ------
+    DataError
+        The volume is not a plane, or nothing in it is positive.
+    UnknownModelError
+        See `load_unrolled`.
+    """
+    if volume.ndim != 2:
+        raise DataError(f"volume has {volume.ndim} dimensions, expected a plane: take one with volume.plane('hk0').")
+    mask = torch.as_tensor(np.array(volume.mask))[None]
+    data = torch.as_tensor(np.where(volume.mask, volume.data, 0.0))[None]
+    peak = float(data.max())
+    if not peak > 0:
+        raise DataError(f"the largest intensity of the plane is {peak:.3g}, expected some above 0.")
+    net, entry = load_unrolled(model, device)
+    where = next(net.parameters()).device
+    side = working_side(volume, lattice)
+    shape = resampled(*volume.shape, side)
+    single, seen = (t[:, : shape[0], : shape[1]] for t in to_network_size((data / peak).float(), mask, side))
+    place = place_pixels(volume, lattice, shape)
+    moved = Geometry(place.zone.float().to(where) if where.type == "mps" else place.zone.to(where),
+                     place.period.float().to(where), place.q.float().to(where), place.even.to(where))
+    answer = unrolled_planes(net, single.to(where), seen.to(where), moved)
+    factor, background = (from_network_size(answer[k][:, None], *volume.shape, side)[0, 0].cpu().double().numpy() * peak
+                          for k in ("form_factor", "background"))
+    own = place_pixels(volume, lattice, volume.shape)
+    order = Fold(own.zone, own.even, answer["cell"].shape[-1]).plane(answer["cell"].cpu())
+    return factor, order[0].double().numpy(), background, entry
