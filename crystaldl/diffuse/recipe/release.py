@@ -151,7 +151,8 @@ def _unrolled_card(net: nn.Module, width: int) -> dict:
     return {
         "task": "diffuse", "title": "Alternating least squares with learned denoisers, unrolled", "architecture": "UnrolledNet",
         "arguments": {"width": width, "stages": net.stages},
-        "parameters": sum(p.numel() for p in net.parameters()), "default": False, "input": "plane in units of I_max, the brightest pixel or, if less, "
+        "parameters": sum(p.numel() for p in net.parameters()), "default": False,
+        "input": "plane in units of I_max, the brightest pixel or, if less, "
                  f"{SPIKE:g} times the {100 * (1 - BRIGHT):g} % quantile; which pixels were "
                  "measured; the reciprocal lattice in the plane",
         "reference": "Monga, Li & Eldar, IEEE Signal Process. Mag. 38(2), 18-44 (2021), for unrolled algorithms",
