@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NEAR = 3.0              # pixels: width of the map that says where nodes are
 SHORTEST = 8.0          # pixels a period must have for the network
+WINDOW, HOLD, OUTLIER = 1.5, 0.05, 2.0      # of `consistent`: pixels, λ, residual over D from which a pixel counts half
 LARGEST = 1024          # pixels an edge beyond which planes are not enlarged
 
 
@@ -69,11 +70,38 @@ def run_padded(net, intensity: Tensor, mask: Tensor, place: Geometry) -> list[di
     return [{k: v if k == "cell" else v[:, :height, :columns] for k, v in answer.items()} for answer in answers]
 
 
+def consistent(data: Tensor, mask: Tensor, answer: dict[str, Tensor]) -> Tensor:
+    """The form factor (B, H, W) made to agree with the measured planes, given the order and background of an answer.
+
+    One weighted least-squares step for D that is constant over a Gaussian window of `WINDOW` pixels:
+    ``D + G[w S (I - B - D S)] / (G[w S²] + λ)`` with Cauchy weights ``w = 1 / (1 + (residual / scale)²)``, 0 where not measured,
+    and a scale of `OUTLIER` times D. Far from measured pixels the answer stays the network's.
+    """
+    factor, order = answer["form_factor"], answer["sro"]
+    residual = (data - answer["background"] - factor * order) * mask
+    weight = mask / (1.0 + (residual / (OUTLIER * (factor + 0.02))).square())
+    upper, lower = (_smooth(x) for x in (order * weight * residual, order.square() * weight))
+    return (factor + upper / (lower + HOLD)).clamp_min(0.0)
+
+
+def _smooth(x: Tensor) -> Tensor:
+    reach = math.ceil(3 * WINDOW)
+    t = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (t / WINDOW).square())
+    kernel = kernel / kernel.sum()
+    rows = F.conv2d(x[:, None], kernel[None, None, :, None], padding=(reach, 0))
+    return F.conv2d(rows, kernel[None, None, None, :], padding=(0, reach))[:, 0]
+
+
 @torch.no_grad()
 def unrolled_planes(net, intensity: Tensor, mask: Tensor, place: Geometry) -> dict[str, Tensor]:
-    """Form factor, order and background (B, H, W) of planes, in their units, and the order in one cell (B, n, n)."""
+    """Form factor, order and background (B, H, W) of planes, in their units, and the order in one cell (B, n, n).
+
+    The last round's, the form factor after `consistent`.
+    """
     data, top = scaled(intensity, mask)
     answer = dict(run_padded(net, data, mask, place)[-1])
+    answer["form_factor"] = consistent(data, mask, answer)
     for name in ("form_factor", "background"):
         answer[name] = answer[name] * top[:, None, None]
     return answer
