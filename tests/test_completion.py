@@ -79,7 +79,7 @@ def ask_bash(scripts: Path, words: str, cwd: Path | None = None) -> set[str]:
         ('classify --method ""', {"auto", "network", "npcnn", "indexing"}),
         ("classify --wavelength Cu", {"CuKa", "CuKa1", "CuKb"}),
         ('classify --model ""', set(registry.available("powder"))),
-        ('separate --method ""', {"auto", "physics", "dsfunet"}),
+        ('separate --method ""', {"auto", "physics", "dsfunet", "unrolled"}),
         ("separate --laue 4/", {"4/m", "4/mmm"}),
         ("separate --radiation neu", {"neutron"}),
         ('strain --method ""', {"fcunet", "correlation"}),

@@ -19,7 +19,7 @@ _DEVICES = ("auto", "cpu", "cuda", "mps")
 #: METHODS of the tasks: said again, since to import these loads torch, and a shell that starts should not wait for it
 METHODS = {
     "classify": ("auto", "network", "npcnn", "indexing"),
-    "separate": ("auto", "physics", "dsfunet"),
+    "separate": ("auto", "physics", "dsfunet", "unrolled"),
     "strain": ("fcunet", "correlation"),
 }
 _HOW = """\

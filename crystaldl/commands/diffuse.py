@@ -28,7 +28,7 @@ def add_separate(commands: Any) -> None:
     parser.add_argument("--centring", default="auto", help="of the lattice of the order, P to R, or auto (default: %(default)s)")
     parser.add_argument("--support", type=float, help="longest interatomic vector of the disordered unit, Å")
     parser.add_argument("--shells", type=int, default=6, help="shells of order parameters (default: %(default)s)")
-    parser.add_argument("--method", default="auto", help="auto, physics or dsfunet (default: %(default)s)")
+    parser.add_argument("--method", default="auto", help="auto, physics, dsfunet or unrolled (default: %(default)s)")
     parser.add_argument("--model", help="exact name of a network (see: crystaldl models)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("separation"), help="output directory (default: %(default)s)")
@@ -86,8 +86,9 @@ def add_train(wings: Any) -> None:
     """Add ``diffuse`` to the subparsers of ``train``."""
     parser = wings.add_parser(
         "diffuse",
-        help="the networks behind DiffuseVolume.separate(method='dsfunet')",
-        description="Train DSFU-Net on simulated planes. Under torchrun, one process per device.",
+        help="the networks behind DiffuseVolume.separate(method='dsfunet') and 'unrolled'",
+        description="Train DSFU-Net or the unrolled network (--model unrolled) on simulated planes. Under torchrun, one process "
+                    "per device.",
     )
     add_training_options(parser)
     parser.set_defaults(run=_train)

@@ -7,7 +7,7 @@ factor with which D·S fits the measured intensity best (least squares over the 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ def to_network_size(intensity: Tensor, mask: Tensor, side: int = SIDE) -> tuple[
     A pixel of the result is measured where at least half of what it averages is.
     """
     height, columns = intensity.shape[1:]
-    shape = _resampled(height, columns, side)
+    shape = resampled(height, columns, side)
     if shape != (height, columns):
         weight = mask.to(intensity.dtype)
         both = torch.stack([intensity.masked_fill(~mask, 0.0), weight], 1)
@@ -141,7 +141,7 @@ def to_network_size(intensity: Tensor, mask: Tensor, side: int = SIDE) -> tuple[
 
 def from_network_size(answer: Tensor, height: int, columns: int, side: int = SIDE) -> Tensor:
     """Answers (B, 1, h, w) to planes made by `to_network_size`, back on ``height`` × ``columns`` pixels."""
-    shape = _resampled(height, columns, side)
+    shape = resampled(height, columns, side)
     answer = answer[..., : shape[0], : shape[1]]
     if shape == (height, columns):
         return answer
@@ -149,7 +149,7 @@ def from_network_size(answer: Tensor, height: int, columns: int, side: int = SID
     return F.interpolate(answer, size=(height, columns), mode="bilinear", antialias=shrinks)
 
 
-def _resampled(height: int, columns: int, side: int) -> tuple[int, int]:
+def resampled(height: int, columns: int, side: int) -> tuple[int, int]:
     factor = side / max(height, columns)
     return max(1, round(height * factor)), max(1, round(columns * factor))
 
@@ -173,16 +173,21 @@ def load_dsfunet(model: str | None = None, device: str | torch.device = "auto", 
     UnknownModelError
         There is no such model, or it is no DSFU-Net.
     """
+    return load_network(DSFUNet, "DSFU-Net", model, device, folder)
+
+
+def load_network(kind: type, title: str, model: str | None, device: str | torch.device, folder=None) -> tuple[Any, ModelCard]:
+    """A trained network of a class of `network` in evaluation mode, the newest where no name is given, and its card."""
     if model is None:
-        names = [name for name in available("diffuse", folder) if card(name, folder).architecture == "DSFUNet"]
+        names = [name for name in available("diffuse", folder) if card(name, folder).architecture == kind.__name__]
         if not names:
-            raise UnknownModelError("no trained DSFU-Net is installed, expected one (crystaldl train diffuse makes it).")
+            raise UnknownModelError(f"no trained {title} is installed, expected one (crystaldl train diffuse makes it).")
         model = max(names, key=_version)
     entry = card(model, folder)
-    if (entry.task, entry.architecture) != ("diffuse", "DSFUNet"):
+    if (entry.task, entry.architecture) != ("diffuse", kind.__name__):
         found = f"{entry.architecture} for the task {entry.task!r}"
-        raise UnknownModelError(f"model={model!r} is a {found}, expected a DSFUNet for 'diffuse'.")
-    net = DSFUNet(**entry.arguments)
+        raise UnknownModelError(f"model={model!r} is a {found}, expected a {kind.__name__} for 'diffuse'.")
+    net = kind(**entry.arguments)
     net.load_state_dict(load_weights(model, folder))
     return net.to(resolve_device(device)).eval().requires_grad_(False), entry
 

@@ -170,3 +170,207 @@ def _initialise(module: nn.Module) -> None:
             nn.init.normal_(part.weight, 0.0, 0.02)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+# ---------------------------------------------------------------------- the unrolled network
+
+CELL = 48               # points an edge of the cell in which the order is held
+STAGES = 3
+CHANNELS = 24           # of the U-Net, at half the resolution of the plane
+COARSEST = 16           # pixels of the plane an edge of the coarsest level
+
+
+class Fold(nn.Module):
+    """From pixels to a cell of ``size`` × ``size`` points and back, by bilinear weights with periodic edges.
+
+    Parameters
+    ----------
+    zone : (B, H, W, 2)
+        Coordinates of the pixels in units of the reciprocal lattice vectors in the plane; only their fractions matter.
+    even : (B,) bool
+        Whether S(h) = S(-h), so that both halves of the cell are summed.
+    size : int
+    """
+
+    def __init__(self, zone: Tensor, even: Tensor, size: int = CELL) -> None:
+        super().__init__()
+        self.size, self.shape, self.even = size, zone.shape[1:3], even[:, None, None]
+        place = ((zone - zone.floor()) * size).flatten(1, 2)
+        base = place.floor()
+        part = (place - base).float()
+        base, self.weight, self.index = base.long() % size, [], []
+        batch = size * size * torch.arange(len(zone), device=zone.device)[:, None]
+        for i in (0, 1):
+            for j in (0, 1):
+                row, column = (base[..., 0] + i) % size, (base[..., 1] + j) % size
+                self.index.append((batch + row * size + column).flatten())
+                self.weight.append((part[..., 0] if i else 1 - part[..., 0]) * (part[..., 1] if j else 1 - part[..., 1]))
+
+    def sums(self, value: Tensor) -> Tensor:
+        """(B, size, size) weighted sums of planes (B, H, W)."""
+        flat = value.flatten(1)
+        out = value.new_zeros(len(value) * self.size**2)
+        for index, weight in zip(self.index, self.weight, strict=True):
+            out = out.index_add(0, index, (flat * weight).flatten())
+        out = out.reshape(len(value), self.size, self.size)
+        return torch.where(self.even, out + out.flip(1, 2).roll((1, 1), (1, 2)), out)
+
+    def plane(self, cell: Tensor) -> Tensor:
+        """(B, H, W) the cell (B, size, size) at every pixel."""
+        flat = cell.flatten()
+        total = sum(flat[index].reshape(len(cell), -1) * weight for index, weight in zip(self.index, self.weight, strict=True))
+        return total.reshape(len(cell), *self.shape)
+
+
+class _Residual(nn.Module):
+    """x + two convolutions of it, the second of which starts small; ``periodic`` where the edges meet."""
+
+    def __init__(self, width: int, dilation: int = 1, periodic: bool = False) -> None:
+        super().__init__()
+        mode = "circular" if periodic else "zeros"
+        self.first = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, padding_mode=mode)
+        self.second = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, padding_mode=mode)
+        with torch.no_grad():
+            self.second.weight.mul_(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class PlaneUNet(nn.Module):
+    """Light U-Net on a plane: maps (B, inner, H, W) in, (B, outer, H, W) out, H and W multiples of `COARSEST`.
+
+    It works at half the resolution (2 × 2 pixels become channels), with additive skips and no normalisation, so that it
+    keeps the scale and takes planes of any size. The answer starts at 0.
+    """
+
+    def __init__(self, inner: int, outer: int, width: int) -> None:
+        super().__init__()
+        widths = (width, 2 * width, 3 * width, 4 * width)
+        self.enter = nn.Conv2d(4 * inner, width, 3, padding=1)
+        self.left = nn.ModuleList([_Residual(w) for w in widths])
+        self.down = nn.ModuleList([nn.Conv2d(a, b, 2, 2) for a, b in zip(widths, widths[1:], strict=False)])
+        self.up = nn.ModuleList([nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False)])
+        self.right = nn.ModuleList([_Residual(w) for w in widths[:-1]])
+        self.leave = nn.Conv2d(width, 4 * outer, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        x = self.enter(F.pixel_unshuffle(maps, 2))
+        skips = []
+        for block, down in zip(self.left, self.down, strict=False):
+            x = block(x)
+            skips.append(x)
+            x = down(x)
+        x = self.left[-1](x)
+        for up, block in zip(reversed(self.up), reversed(self.right), strict=True):
+            x = block(F.interpolate(up(x), scale_factor=2, mode="nearest") + skips.pop())
+        return F.pixel_shuffle(self.leave(F.silu(x)), 2)
+
+
+class CellNet(nn.Module):
+    """Periodic convolutions on the order in its cell, (B, 4, n, n) in, (B, 1, n, n) out; the answer starts at 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(4, width, 3, padding=1, padding_mode="circular")
+        self.blocks = nn.ModuleList([_Residual(width, d, periodic=True) for d in (1, 2, 4)])
+        self.leave = nn.Conv2d(width, 1, 3, padding=1, padding_mode="circular")
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        x = self.enter(maps)
+        for block in self.blocks:
+            x = block(x)
+        return self.leave(F.silu(x))
+
+
+def _root(x: Tensor) -> Tensor:
+    return (x.clamp_min(0.0) + 1e-6).sqrt()
+
+
+def local_mean(data: Tensor, seen: Tensor, window: int = 17) -> Tensor:
+    """Mean of what is measured in a square of ``window`` pixels about each pixel, drawn a little to that of the plane."""
+    usual = data.sum((1, 2), keepdim=True) / seen.sum((1, 2), keepdim=True).clamp_min(1.0)
+    near, count = (F.avg_pool2d(x[:, None], window, 1, window // 2)[:, 0] for x in (data, seen))
+    return (near + 0.02 * usual) / (count + 0.02)
+
+
+class UnrolledNet(nn.Module):
+    """Alternating least squares for D·S + B, unrolled, with learned denoisers in between (algorithm unrolling).
+
+    In each of ``stages`` rounds with the same weights, a U-Net reads the plane, what is measured of it, the order S in
+    place, the present form factor D and background B, the ratio I/S and the residual, and answers with D and B everywhere
+    and with how far each pixel is to be trusted; then the order in one cell is the weighted least-squares answer
+    ``S = Σ w D (I - B) / Σ w D²`` over all pixels that fold onto a point, corrected by periodic convolutions and scaled to
+    the mean 1, which fixes the scale that D·S leaves open.
+
+    Parameters
+    ----------
+    width : int
+        Channels of the U-Net at its finest level, and of the convolutions in the cell.
+    stages : int
+        Rounds.
+    """
+
+    MAPS = 10
+
+    def __init__(self, width: int = CHANNELS, stages: int = STAGES) -> None:
+        super().__init__()
+        self.width = _check_width(width)
+        if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
+            raise ValueError(f"stages is {stages!r}, expected a whole number of rounds, such as {STAGES}.")
+        self.stages = stages
+        self.plane_net = PlaneUNet(self.MAPS, 3, width)
+        self.cell_net = CellNet(width)
+
+    def forward(self, intensity: Tensor, mask: Tensor, guide: Tensor, fold: Fold) -> list[dict[str, Tensor]]:
+        """The answers of every round, the last of which is the best.
+
+        Parameters
+        ----------
+        intensity : (B, H, W)
+            In units of what counts as brightest; H and W multiples of `COARSEST`.
+        mask : (B, H, W) bool, True = measured
+        guide : (B, 2, H, W)
+            Nearness to a node of the lattice (1 there) and |Q| over its largest value.
+        fold : Fold
+
+        Returns
+        -------
+        list of dict
+            ``form_factor``, ``sro``, ``background`` (B, H, W), ``cell`` (B, n, n); D and B in units of the intensity.
+        """
+        if intensity.ndim != 3 or any(n % COARSEST for n in intensity.shape[1:]):
+            found = tuple(intensity.shape)
+            raise ValueError(f"intensity has shape {found}, expected (batch, rows, columns), multiples of {COARSEST}.")
+        seen = mask.to(intensity.dtype)
+        data = intensity.masked_fill(~mask, 0.0)
+        root = _root(data) * seen
+        cell = data.new_ones(len(data), fold.size, fold.size)
+        order = torch.ones_like(data)
+        factor, background = local_mean(data, seen), torch.zeros_like(data)
+        out = []
+        for _ in range(self.stages):
+            ratio = _root((data - background) * order / (order.square() + 0.05)) * seen
+            left = (root - _root(factor * order + background)) * seen
+            maps = torch.stack([root, seen, order.clamp_max(16.0).sqrt() - 1, _root(factor), _root(background),
+                                ratio.clamp_max(3.0), left, ratio - _root(factor) * seen, guide[:, 0], guide[:, 1]], 1)
+            answer = self.plane_net(maps).float()
+            factor = F.softplus(_root(factor) + answer[:, 0], beta=8.0).square()
+            background = F.softplus(answer[:, 1] - 0.5, beta=8.0).square()
+            trust = torch.sigmoid(answer[:, 2] + 2.0) * seen / (factor + 0.03)
+            upper = fold.sums(trust * factor * (data - background))
+            lower = fold.sums(trust * factor.square())
+            usual = lower.mean((1, 2), keepdim=True) + 1e-12
+            raw = ((upper + 0.02 * usual) / (lower + 0.02 * usual)).clamp(0.0, 50.0)
+            known = (lower / usual + 1e-3).log()
+            spread = torch.stack([_root(raw) - 1, known, _root(cell) - 1, _root(raw) - _root(cell)], 1)
+            cell = F.softplus(_root(raw) + self.cell_net(spread).float()[:, 0], beta=16.0).square()
+            cell = torch.where(fold.even, 0.5 * (cell + cell.flip(1, 2).roll((1, 1), (1, 2))), cell)
+            cell = cell / cell.mean((1, 2), keepdim=True)
+            order = fold.plane(cell)
+            out.append({"form_factor": factor, "sro": order, "background": background, "cell": cell})
+        return out

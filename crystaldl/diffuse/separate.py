@@ -6,6 +6,8 @@ Methods:
     The factorisation by least squares with cosines of α (`factorise`, linear form only), on pixels as given.
 ``"dsfunet"``
     The published two-network architecture, re-trained (`dsfunet`).
+``"unrolled"``
+    Rounds of least squares with learned denoisers in between, which know the lattice (`unrolled`).
 ``"auto"``
     The factorisation with everything it can decide: Bragg residues found and fitted, background, refined repeats, support,
     and S or 1/S as the short series.
@@ -32,7 +34,8 @@ from .geometry import PlaneLattice, centring_vectors, pixel_lattice, plane_latti
 from .separation import Separation
 from .volume import DiffuseVolume
 
-METHODS = ("auto", "physics", "dsfunet")
+METHODS = ("auto", "physics", "dsfunet", "unrolled")
+NETWORKS = ("dsfunet", "unrolled")
 APPLIES = 0.15
 """R above which the product model is said not to apply, unless noise alone explains it."""
 UNSEEN = 0.1
@@ -48,9 +51,9 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
     volume : DiffuseVolume
         A plane or a 3-D volume; unmeasured pixels masked. A plane from `DiffuseVolume.from_pixels` gets its repeats from
         the data.
-    method : {"auto", "physics", "dsfunet"}
+    method : {"auto", "physics", "dsfunet", "unrolled"}
     model : str, optional
-        Exact name of a network (``method="dsfunet"``).
+        Exact name of a network (``method="dsfunet"`` or ``"unrolled"``).
     device : str
         "auto", "cpu", "cuda", …; the factorisation needs float64 and uses the CPU where a device has none.
     progress : bool
@@ -72,8 +75,8 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
         raise TypeError(f"volume is a {type(volume).__name__}, expected a DiffuseVolume.")
     if method not in METHODS:
         raise DataError(f"method is {method!r}, expected one of {', '.join(map(repr, METHODS))}.")
-    if model is not None and method != "dsfunet":
-        raise DataError(f"model is {model!r}, but method {method!r} uses no network; expected method='dsfunet'.")
+    if model is not None and method not in NETWORKS:
+        raise DataError(f"model is {model!r}, but method {method!r} uses no network; expected method='dsfunet' or 'unrolled'.")
     known = {f.name for f in fields(FactoriseOptions)}
     if set(options) - known:
         raise DataError(f"unknown option {sorted(set(options) - known)[0]!r}, expected some of {', '.join(sorted(known))}.")
@@ -90,8 +93,8 @@ def separate(volume: DiffuseVolume, *, method: str = "auto", model: str | None =
     lattice = _lattice(volume, choices, place)
     if volume is not given and given.lattice is None:
         volume = _without_blank(given, lattice, warn=False)
-    if method == "dsfunet":
-        return _by_network(volume, lattice, choices, model, device)
+    if method in NETWORKS:
+        return _by_network(volume, lattice, choices, method, model, device)
     with tqdm(total=3, desc="separating", unit="step", disable=not progress, leave=False) as bar:
 
         def report(text: str) -> None:
@@ -237,19 +240,25 @@ def _refined_cell(volume: DiffuseVolume, scale: np.ndarray):
     return tuple(cell)
 
 
-def _by_network(volume: DiffuseVolume, lattice: PlaneLattice, choices: FactoriseOptions, model, device) -> Separation:
+def _by_network(volume: DiffuseVolume, lattice: PlaneLattice, choices: FactoriseOptions, method: str, model,
+                device) -> Separation:
     from .dsfunet import run_dsfunet
+    from .unrolled import run_unrolled
 
     if volume.ndim != 2:
-        raise DataError("method 'dsfunet' works on planes, but the volume has three dimensions; expected volume.plane(…).")
-    factor, order, card = run_dsfunet(volume, lattice, model=model, device=device)
+        raise DataError(f"method {method!r} works on planes, but the volume has three dimensions; expected volume.plane(…).")
+    if method == "unrolled":
+        factor, order, background, card = run_unrolled(volume, lattice, model=model, device=device)
+    else:
+        factor, order, card = run_dsfunet(volume, lattice, model=model, device=device)
+        background = np.zeros_like(factor)
     measured = np.where(volume.mask, volume.data, 0.0)
-    r = float(np.abs(measured - factor * order)[volume.mask].sum() / np.abs(measured).sum())
+    r = float(np.abs(measured - factor * order - background)[volume.mask].sum() / np.abs(measured).sum())
     part = {name: volume.replace(data=data, sigma=None, mask=None, history=f"separate: {name}") for name, data in
-            (("form factor", factor), ("short-range order", order), ("background", np.zeros_like(factor)))}
+            (("form factor", factor), ("short-range order", order), ("background", background))}
     return Separation(
         measured=volume, form_factor=part["form factor"], sro=part["short-range order"], background=part["background"],
-        method="dsfunet", link="network", r_factor=r, r_free=float("nan"), lattice=volume.lattice, period=lattice.nodes,
+        method=method, link="network", r_factor=r, r_free=float("nan"), lattice=volume.lattice, period=lattice.nodes,
         support=float("nan"), centring=plain_centring(choices.centring), bragg_radius=0.0, used=np.array(volume.mask),
         verdict=_verdict(r < APPLIES, r), applies=r < APPLIES, model=card.name, model_sha256=card.sha256,
     )

@@ -305,7 +305,7 @@ def test_mean_and_worst():
     [
         ({"planes": -1}, ValueError, "planes is -1; expected at least 1"),
         ({"only": ["realism"]}, ValueError, "expected some of cases, models, speed"),
-        ({"methods": ["unet"]}, ValueError, "methods names unet; expected some of physics, dsfunet, auto"),
+        ({"methods": ["unet"]}, ValueError, "methods names unet; expected some of physics, dsfunet, unrolled, auto"),
         ({"shared": Path("nowhere")}, FileNotFoundError, "shared is 'nowhere', which has no .*masks_1-4.npz"),
     ],
 )
@@ -318,6 +318,8 @@ def test_bad_arguments_are_one_sentence(quick, given, error, text):
 def test_methods(monkeypatch):
     monkeypatch.setattr(evaluate, "available", lambda task: ["diffuse-dsfunet-v1"])
     assert evaluate.methods_at_hand() == ("physics", "dsfunet", "auto")
+    monkeypatch.setattr(evaluate, "available", lambda task: ["diffuse-unrolled-v1", "diffuse-dsfunet-v1"])
+    assert evaluate.methods_at_hand() == evaluate.METHODS
     monkeypatch.setattr(evaluate, "available", lambda task: [])
     assert evaluate.methods_at_hand() == ("physics", "auto") and evaluate.methods_at_hand(["auto"]) == ("auto",)
 

@@ -276,7 +276,7 @@ def test_release_refuses_what_it_does_not_know(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "unet"}, ValueError, "model is 'unet'; expected one of dsfunet, dsfunet-w16"),
+        ({"model": "unet"}, ValueError, "model is 'unet'; expected one of dsfunet, dsfunet-w16, unrolled"),
         ({"size": "huge"}, ValueError, "size is 'huge'; expected 'smoke' or 'full'"),
         ({"resume": "nowhere"}, FileNotFoundError, "nowhere holds no checkpoint"),
     ],

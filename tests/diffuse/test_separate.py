@@ -470,7 +470,8 @@ def small(n=41, reach=2.0, value=1.0):
 
 
 BAD = [
-    (lambda: separate(small(), method="neural"), DataError, "method is 'neural', expected one of 'auto', 'physics', 'dsfunet'"),
+    (lambda: separate(small(), method="neural"), DataError,
+     "method is 'neural', expected one of 'auto', 'physics', 'dsfunet', 'unrolled'"),
     (lambda: separate(small(), shells=3), DataError, "unknown option 'shells', expected some of .*support"),
     (lambda: separate(small(), model="x"), DataError, "model is 'x', but method 'auto' uses no network"),
     (lambda: separate(small(), support=-2.0), DataError, "support is -2.0, expected a length above 0 in Å"),

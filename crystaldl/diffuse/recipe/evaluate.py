@@ -28,7 +28,8 @@ SEED = 20240611
 PLANES = 4
 CRYSTALS, MODEL_SIZE = 20, 128      # planes on which structural models are told apart, and pixels an edge of them
 PARTS = ("cases", "models", "speed")
-METHODS = ("physics", "dsfunet", "auto")
+METHODS = ("physics", "dsfunet", "unrolled", "auto")
+NETWORKS = ("dsfunet", "unrolled")
 MASK_FILE = Path("diffuse") / "dsfu_net" / "masks_1-4.npz"
 COLUMNS = ("s_correlation", "s_error", "d_measured", "d_hidden", "d_all", "alpha_error")
 Table = dict[tuple[str, str], list[Score]]
@@ -71,11 +72,12 @@ def cases(masks: np.ndarray | str = "procedural") -> dict[str, tuple[Corruption,
 
 
 def methods_at_hand(wanted: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The methods that can run: the network only where a model ships."""
+    """The methods that can run: a network only where a model of its kind ships."""
     unknown = set(wanted or ()) - set(METHODS)
     if unknown:
         raise ValueError(f"methods names {', '.join(sorted(unknown))}; expected some of {', '.join(METHODS)}.")
-    return tuple(m for m in wanted or METHODS if m != "dsfunet" or available("diffuse"))
+    there = {m for m in NETWORKS if any(name.startswith(f"diffuse-{m}") for name in available("diffuse"))}
+    return tuple(m for m in wanted or METHODS if m not in NETWORKS or m in there)
 
 
 # ------------------------------------------------------------------------------------------ accuracy

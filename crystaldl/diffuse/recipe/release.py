@@ -1,4 +1,4 @@
-"""From a training run to a shipped DSFU-Net: weights and card.
+"""From a training run to a shipped network: weights and card.
 
 ``python -m crystaldl.diffuse.recipe.release --run DIR`` takes the averaged weights of ``crystaldl train diffuse --out DIR``,
 measures them on simulated planes of molecules kept out of training, and writes both into the package. ``--measure NAME``
@@ -9,19 +9,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import ModelIntegrityError
-from ...models.registry import PACKAGE_FOLDER, ModelCard, write_model
+from ...models.registry import PACKAGE_FOLDER, ModelCard, card, write_model
 from ..corruption import CLEAN, Corruption
 from ..dsfunet import BRIGHT, SPIKE, load_dsfunet
-from ..network import PUBLISHED_WIDTH, SIDE, DSFUNet
+from ..network import PUBLISHED_WIDTH, SIDE, DSFUNet, UnrolledNet
+from ..unrolled import load_unrolled
 from .stream import TRAINING, DiffuseStream
 from .training import HELD_OUT_BANKS, MODELS, accuracy, held_out_planes
+from .training_unrolled import separate_unrolled
 
 CASES = {
     "clean": CLEAN,
@@ -45,8 +47,12 @@ def measure(net: nn.Module, planes: int = PLANES, side: int = SIDE, banks: Mappi
     out = {}
     for name, corruption in CASES.items():
         stream = DiffuseStream(SEED, side, corruption, evaluation=True, **banks)
-        out[name] = accuracy(net, held_out_planes(stream, planes), device)
+        out[name] = accuracy(net, held_out_planes(stream, planes), device, _method(net))
     return out
+
+
+def _method(net: nn.Module) -> Callable | None:
+    return separate_unrolled if isinstance(net, UnrolledNet) else None
 
 
 def _card_figures(found: Mapping[str, Mapping[str, float]], name: str, planes: int) -> list[dict]:
@@ -58,17 +64,29 @@ def _card_figures(found: Mapping[str, Mapping[str, float]], name: str, planes: i
     ]  # fmt: skip
 
 
+def _unrolled(run: Path, width: int) -> UnrolledNet:
+    """The averaged weights of a run of the unrolled network."""
+    return _filled(UnrolledNet(width), run, _averaged(run), f"UnrolledNet(width={width})")
+
+
 def _pair(run: Path, width: int) -> DSFUNet:
     """The averaged generators of a run; the discriminators stay behind."""
+    weights = {k.removeprefix("pair."): v for k, v in _averaged(run).items() if k.startswith("pair.")}
+    return _filled(DSFUNet(width), run, weights, f"DSFUNet(width={width})")
+
+
+def _averaged(run: Path) -> dict[str, Tensor]:
     from ...training.checkpoint import load_checkpoint_weights
 
-    weights = load_checkpoint_weights(run)
-    net = DSFUNet(width)
+    return load_checkpoint_weights(run)
+
+
+def _filled(net, run: Path, weights: Mapping[str, Tensor], name: str):
     try:
-        net.load_state_dict({k.removeprefix("pair."): v for k, v in weights.items() if k.startswith("pair.")})
+        net.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelIntegrityError(f"the weights in {run} do not fit DSFUNet(width={width}): {reason}") from error
+        raise ModelIntegrityError(f"the weights in {run} do not fit {name}: {reason}") from error
     return net.eval().requires_grad_(False)
 
 
@@ -105,10 +123,16 @@ def release(run: Path, folder: Path = PACKAGE_FOLDER, version: int = 1, overwrit
         known = ", ".join(f"'diffuse-{name}'" for name in MODELS)
         raise ModelIntegrityError(f"the checkpoint in {run} is of the task {state['task']!r}, expected one of {known}.")
     width = MODELS[model][0]
-    net, name = _pair(run, width), f"diffuse-{model}-v{version}"
+    unrolled = model == "unrolled"
+    net, name = (_unrolled if unrolled else _pair)(run, width), f"diffuse-{model}-v{version}"
     for value in net.parameters():      # what ships is what is measured
         value.copy_(value.half().float() if value.ndim > 1 else value)
     found = measure(net, **size)
+    if unrolled:
+        return write_model(net.state_dict(), _unrolled_card(net, width) | {
+            "name": name, "training": _training_facts(run, state, model),
+            "figures": _card_figures(found, name, size.get("planes", PLANES)),
+        }, folder, overwrite=overwrite)  # fmt: skip
     form = "as published" if width == PUBLISHED_WIDTH else f"at a quarter of the published width ({width})"
     return write_model(net.state_dict(), {
         "name": name, "task": "diffuse", "title": f"DSFU-Net {form}, re-trained", "architecture": "DSFUNet",
@@ -121,6 +145,20 @@ def release(run: Path, folder: Path = PACKAGE_FOLDER, version: int = 1, overwrit
                  "the measured intensity. Trained on a small fraction of the planes of the publication, on planes with noise, "
                  "gaps, background and Bragg residues; its figures do not stand for the published weights.",
     }, folder, overwrite=overwrite)  # fmt: skip
+
+
+def _unrolled_card(net: nn.Module, width: int) -> dict:
+    return {
+        "task": "diffuse", "title": "Alternating least squares with learned denoisers, unrolled", "architecture": "UnrolledNet",
+        "arguments": {"width": width, "stages": net.stages},
+        "parameters": sum(p.numel() for p in net.parameters()), "default": False,
+        "input": "plane in units of I_max, the brightest pixel or, if less, "
+                 f"{SPIKE:g} times the {100 * (1 - BRIGHT):g} % quantile; which pixels were "
+                 "measured; the reciprocal lattice in the plane",
+        "reference": "Monga, Li & Eldar, IEEE Signal Process. Mag. 38(2), 18-44 (2021), for unrolled algorithms",
+        "notes": "Deterministic and on the absolute scale: S has mean 1 over its cell. Knows the lattice, which "
+                 "DSFU-Net does not. No uncertainties. The training stream is that of diffuse-dsfunet-w16-v1.",
+    }  # fmt: skip
 
 
 def main(arguments=None) -> None:
@@ -140,7 +178,8 @@ def main(arguments=None) -> None:
     if args.run is not None:
         figures = release(args.run, args.folder, args.version, args.overwrite, planes=args.planes).figures
     else:
-        net, _ = load_dsfunet(args.measure, "cpu", args.folder)
+        load = load_unrolled if card(args.measure, args.folder).architecture == "UnrolledNet" else load_dsfunet
+        net, _ = load(args.measure, "cpu", args.folder)
         figures = _card_figures(measure(net, args.planes), args.measure, args.planes)
     sys.stdout.write("".join(f"{f['value']:8.4f}  {f['metric']} ({f['data']})\n" for f in figures))
 

@@ -8,7 +8,7 @@ Unlike the publication, which stores 198,421 planes without noise, background or
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ...errors import DataError
 from ...physics.device import resolve_device
 from ..dsfunet import fold_planes, network_input, separate_planes, spread
-from ..network import COMPACT_WIDTH, PUBLISHED_WIDTH, SIDE, Pix2Pix
+from ..network import CHANNELS, COMPACT_WIDTH, PUBLISHED_WIDTH, SIDE, Pix2Pix
 from ..simulate import SimulatedPlanes
 from .stream import DiffuseStream
 
@@ -30,6 +30,7 @@ PIXEL_WEIGHT = 100.0
 PRODUCT_WEIGHT = 1.0
 #: what ``--model`` may name: the width, planes a step, and learning rate; narrow networks on small budgets want longer steps
 MODELS = {"dsfunet": (PUBLISHED_WIDTH, 64, 2e-4), f"dsfunet-w{COMPACT_WIDTH}": (COMPACT_WIDTH, 4, 5e-4)}
+MODELS["unrolled"] = (CHANNELS, 4, 1e-3)
 DEFAULT_MODEL = f"dsfunet-w{COMPACT_WIDTH}"
 #: sizes of the stream's banks in evaluation: fewer, since held-out molecules are found by trying
 HELD_OUT_BANKS = {"monte_carlo": 32, "orders": 128, "pairs": 192}
@@ -143,8 +144,10 @@ def draw_planes(stream: DiffuseStream, step: int, count: int, device="cpu", atte
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, batches: list[SimulatedPlanes], device="cpu") -> dict[str, float]:
-    """How well a pair separates planes whose truth is known; medians and means over the planes.
+def accuracy(net: nn.Module, batches: list[SimulatedPlanes], device="cpu", method: Callable | None = None) -> dict[str, float]:
+    """How well a network separates planes whose truth is known; medians and means over the planes.
+
+    ``method(net, planes)`` gives form factor and S of simulated planes; a pair of DSFU-Net's when left out.
 
     ``sro_correlation``: of S and the truth, both folded into one zone of 24 × 24 parts (``_mean``, ``_median``);
     ``sro_relative_rms``: of the same (over the rms of the truth); ``form_factor_measured`` and ``form_factor_all``: median
@@ -154,7 +157,10 @@ def accuracy(net: nn.Module, batches: list[SimulatedPlanes], device="cpu") -> di
     for planes in batches:
         planes = planes.to(device)
         zone = zones(planes)
-        factor, sro = separate_planes(net, planes.intensity, planes.mask, zone)
+        if method is None:
+            factor, sro = separate_planes(net, planes.intensity, planes.mask, zone)
+        else:
+            factor, sro = method(net, planes)
         rows.append(torch.stack([*folded_agreement(sro, planes.sro, zone), relative_rms(factor, planes.form_factor, planes.mask),
                                  relative_rms(factor, planes.form_factor, torch.ones_like(planes.mask))], 1).cpu())
     table = torch.cat(rows)
@@ -200,19 +206,28 @@ def settings_for(model: str | None = None, size: str = "full", seed: int = 0) ->
     return Settings(model, width, batch, rate, SIDE, seed)
 
 
+def task_for(settings: Settings) -> DiffuseTask:
+    """The task of the network that the settings name."""
+    if settings.name == "unrolled":
+        from .training_unrolled import UnrolledTask
+
+        return UnrolledTask(settings)
+    return DiffuseTask(settings)
+
+
 def precision_for(size: str, device: str) -> str:
     """bfloat16 products halve the time of long runs where the device knows them; the losses stay in float32."""
     return "bf16-mixed" if size == "full" and resolve_device(device).type in ("cpu", "cuda") else "32-true"
 
 
 def train_command(args) -> int:
-    """``crystaldl train diffuse``: DSFU-Net at the published or the compact width on simulated planes."""
+    """``crystaldl train diffuse``: DSFU-Net at the published or the compact width, or the unrolled network, on simulated planes."""
     from ...training.checkpoint import read_state
     from ...training.loop import TrainOptions, train
 
     if args.resume is not None:
         read_state(args.resume)  # says what is wrong before minutes of preparation
-    task = DiffuseTask(settings_for(args.model, args.size, args.seed))
+    task = task_for(settings_for(args.model, args.size, args.seed))
     steps = args.max_steps
     if steps is None and args.minutes is None and args.size == "smoke":
         steps = 80
@@ -228,7 +243,8 @@ def train_command(args) -> int:
         warmup_steps=20,
         ema_decay=0.99,
         evaluate_every_minutes=6.0,
-        clip_norm=None,     # one norm over both players would let each slow the other down
+        # with two players one norm over both would let each slow the other down
+        clip_norm=1.0 if task.settings.name == "unrolled" else None,
         precision=precision_for(args.size, args.device),
     )
     result = train(task, options)
