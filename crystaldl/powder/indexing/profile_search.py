@@ -68,7 +68,7 @@ class ProfileSearch:
     def _suggested(self) -> Pool:
         """What a classification would look at."""
         peaks, sieve = self._ready
-        _, trials = trial_lattices(peaks, lambda: sieve)
+        _, trials = trial_lattices(peaks, lambda: sieve, any_edge=True)
         found = [t for own in trials.found.values() for t in own]
         return Pool(
             np.array([t.metric for t in found]).reshape(-1, 6),

@@ -144,7 +144,11 @@ def _seeds(quick: LatticeScores) -> Pool:
 
 
 def trial_lattices(
-    peaks: np.ndarray, sieve: Callable[[], Sieve], pool: Executor | None = None, known: Pool = NOTHING
+    peaks: np.ndarray,
+    sieve: Callable[[], Sieve],
+    pool: Executor | None = None,
+    known: Pool = NOTHING,
+    any_edge: bool = False,
 ) -> tuple[LatticeScores, Trials]:
     """Search lattices by the lines and, where these are not convincing, by the profile: the quick search, and all trials.
 
@@ -156,6 +160,8 @@ def trial_lattices(
         Threads for parts of the search; they change nothing but the time.
     known : Pool
         Cells of crystals that the pattern looks like. One that explains the profile spares the search for low symmetry.
+    any_edge : bool
+        Whether cubic cells of all edges are tried on the profile, see `deep_search.cubic`.
     """
     if len(peaks) < 4:
         return lattice_scores(peaks), Trials({}, 0.0)
@@ -170,20 +176,24 @@ def trial_lattices(
         by_lines += _smaller(found, lines)
         trials = _trials([trial for name in BRAVAIS for trial in _of_lines(by_lines, name, lines)], lines)
     else:
-        judged = _by_profile(high, by_lines, lines, sieve(), pool, known)
+        judged = _by_profile(high, by_lines, lines, sieve(), pool, known, any_edge)
         trials = _trials([trial for name in BRAVAIS for trial in _of_profile(judged, name, lines)], lines)
     order = sorted((t for own in trials.values() for t in own), key=lambda t: -t.value)
     return quick, Trials(trials, order[0].value - order[1].value if len(order) > 1 else 0.0)
 
 
-def _by_profile(high: Pool, by_lines: Pool, lines: LineTable, sieve: Sieve, pool: Executor | None, known: Pool) -> Pool:
+def _by_profile(
+    high: Pool, by_lines: Pool, lines: LineTable, sieve: Sieve, pool: Executor | None, known: Pool, any_edge: bool
+) -> Pool:
     """Cells of all systems, those of low symmetry looked for in earnest, refined and scored by the profile.
 
     ``high``: cells of high symmetry as they were found; where lines are few or overlap, a poor one by the lines may be right.
     """
     few = lines.head(_OPTIONS.lines)
     judged, _ = sieve.refine(distinct(by_lines, 40)[0], 4, 3.0)
-    judged += looked_at(high + boxes(lines, 0.0, _OPTIONS), lines, sieve, RAW) + cubic(lines, sieve, CUBIC)
+    judged += looked_at(high + boxes(lines, 0.0, _OPTIONS), lines, sieve, RAW)
+    if any_edge:
+        judged += cubic(lines, sieve, CUBIC)
     near = known + known.improve(lines.head(2 * _OPTIONS.lines), _OPTIONS, (0.012, 0.008), 3.0, 4)
     own, gain = sieve.refine(near, 4, 3.0)
     judged += own
