@@ -121,6 +121,25 @@ def separate_planes(net, intensity: Tensor, mask: Tensor, zone: Tensor | None = 
 # ---------------------------------------------------------------------- planes of any size
 
 
+def plane_of(volume: DiffuseVolume) -> tuple[Tensor, Tensor, float]:
+    """A plane for a network: float64 data (1, H, W) over its largest intensity, so that float32 holds it whatever the unit,
+    0 where not measured; which pixels were measured (1, H, W); that intensity.
+
+    Raises
+    ------
+    DataError
+        The volume is not a plane, or nothing in it is positive.
+    """
+    if volume.ndim != 2:
+        raise DataError(f"volume has {volume.ndim} dimensions, expected a plane: take one with volume.plane('hk0').")
+    mask = torch.as_tensor(np.array(volume.mask))[None]
+    data = torch.as_tensor(np.where(volume.mask, volume.data, 0.0))[None]
+    peak = float(data.max())
+    if not peak > 0:
+        raise DataError(f"the largest intensity of the plane is {peak:.3g}, expected some above 0.")
+    return data / peak, mask, peak
+
+
 def to_network_size(intensity: Tensor, mask: Tensor, side: int = SIDE) -> tuple[Tensor, Tensor]:
     """Resample planes (B, H, W) so that their longer edge has ``side`` pixels, and pad to multiples of 64 as unmeasured.
 
@@ -224,22 +243,15 @@ def run_dsfunet(volume: DiffuseVolume, lattice: PlaneLattice | None = None, *, m
     UnknownModelError
         See `load_dsfunet`.
     """
-    if volume.ndim != 2:
-        raise DataError(f"volume has {volume.ndim} dimensions, expected a plane: take one with volume.plane('hk0').")
-    mask = torch.as_tensor(np.array(volume.mask))[None]
-    data = torch.as_tensor(np.where(volume.mask, volume.data, 0.0))[None]
-    peak = float(data.max())
-    if not peak > 0:
-        raise DataError(f"the largest intensity of the plane is {peak:.3g}, expected some above 0.")
+    data, mask, peak = plane_of(volume)
     net, entry = load_dsfunet(model, device)
     place = next(net.parameters()).device
-    single = (data / peak).float()          # float32 must hold it whatever the unit
     with torch.no_grad():
-        answers = net(network_input(*to_network_size(single, mask)).to(place))
+        answers = net(network_input(*to_network_size(data.float(), mask)).to(place))
         answers = tuple(from_network_size(a, *volume.shape).cpu().double() for a in answers)
     zone = None
     if lattice is not None:
         x = np.stack(np.meshgrid(*volume.axes, indexing="ij"), -1) - lattice.shift
         zone = torch.as_tensor(x @ lattice.dual.T)[None]
-    factor, sro = absolute(answers, data / peak, mask, zone)
+    factor, sro = absolute(answers, data, mask, zone)
     return factor[0].numpy() * peak, sro[0].numpy(), entry

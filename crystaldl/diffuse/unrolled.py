@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import DataError
 from ..models.registry import ModelCard
-from .dsfunet import brightest, from_network_size, load_network, resampled, to_network_size
+from .dsfunet import brightest, from_network_size, load_network, plane_of, resampled, to_network_size
 from .network import COARSEST, SIDE, Fold, UnrolledNet
 
 if TYPE_CHECKING:
@@ -169,18 +168,12 @@ def run_unrolled(volume: DiffuseVolume, lattice: PlaneLattice, *, model: str | N
     UnknownModelError
         See `load_unrolled`.
     """
-    if volume.ndim != 2:
-        raise DataError(f"volume has {volume.ndim} dimensions, expected a plane: take one with volume.plane('hk0').")
-    mask = torch.as_tensor(np.array(volume.mask))[None]
-    data = torch.as_tensor(np.where(volume.mask, volume.data, 0.0))[None]
-    peak = float(data.max())
-    if not peak > 0:
-        raise DataError(f"the largest intensity of the plane is {peak:.3g}, expected some above 0.")
+    data, mask, peak = plane_of(volume)
     net, entry = load_unrolled(model, device)
     where = next(net.parameters()).device
     side = working_side(volume, lattice)
     shape = resampled(*volume.shape, side)
-    single, seen = (t[:, : shape[0], : shape[1]] for t in to_network_size((data / peak).float(), mask, side))
+    single, seen = (t[:, : shape[0], : shape[1]] for t in to_network_size(data.float(), mask, side))
     place = place_pixels(volume, lattice, shape)
     moved = Geometry(place.zone.float().to(where) if where.type == "mps" else place.zone.to(where),
                      place.period.float().to(where), place.q.float().to(where), place.even.to(where))

@@ -97,6 +97,17 @@ def test_cubic_cells_of_any_edge_are_found_by_the_profile(bravais, edge, zero):
     assert len(found) == 4
 
 
+def test_trials_hold_a_cubic_cell_that_no_low_indices_make():
+    """Edges beyond 30 Å, which are looked for where ``any_edge`` says so."""
+    sieve, peaks = sieve_of(scan("cI", [32.9] * 3 + [90] * 3, 0.0, 0.3))
+    edges = [
+        [t.metric[0] ** -0.5 for t in trial_lattices(peaks, lambda: sieve, any_edge=wanted)[1].found.get("cI", ())]
+        for wanted in (False, True)
+    ]
+    assert any(abs(a / 32.9 - 1) < 2e-3 for a in edges[1])
+    assert not any(abs(a / 32.9 - 1) < 2e-3 for a in edges[0])
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_gain_is_that_of_a_dense_fit(ratio):
     """Non-negative least squares over the columns of the profile, written out."""

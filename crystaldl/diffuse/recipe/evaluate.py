@@ -232,7 +232,8 @@ def evaluate_command(args) -> str:
     shared = getattr(args, "shared", None)
     masks = mask_bank(None if shared is None else Path(shared))
     to_torch_threads(getattr(args, "threads", None))
-    parts = [] if available("diffuse") else ["No DSFU-Net ships with this version: method dsfunet is left out."]
+    missing = [m for m in NETWORKS if m not in methods_at_hand(NETWORKS)]
+    parts = [f"No network ships for method {m} with this version: it is left out." for m in missing]
     if "cases" in only:
         specs = evaluation_stream().specs(0, planes)
         found = accuracy(specs, cases(masks), methods)

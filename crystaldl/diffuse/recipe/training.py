@@ -84,6 +84,9 @@ def zones(planes: SimulatedPlanes) -> Tensor:
 class DiffuseTask:
     """The training loop's view of the recipe (see `crystaldl.training.loop.Task`)."""
 
+    #: norm to which gradients are cut; none here, since one norm over two players would let each slow the other down
+    clip_norm: float | None = None
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.name = f"diffuse-{settings.name}"
@@ -243,8 +246,7 @@ def train_command(args) -> int:
         warmup_steps=20,
         ema_decay=0.99,
         evaluate_every_minutes=6.0,
-        # with two players one norm over both would let each slow the other down
-        clip_norm=1.0 if task.settings.name == "unrolled" else None,
+        clip_norm=task.clip_norm,
         precision=precision_for(args.size, args.device),
     )
     result = train(task, options)

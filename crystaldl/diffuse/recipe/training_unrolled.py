@@ -41,6 +41,8 @@ def _rms(x: Tensor) -> Tensor:
 class UnrolledTask(DiffuseTask):
     """The training loop's view of the recipe (see `crystaldl.training.loop.Task`)."""
 
+    clip_norm = 1.0
+
     def model(self) -> nn.Module:
         return UnrolledNet(self.settings.width)
 

@@ -21,6 +21,7 @@ therefore fitted once more, on polynomials up to degree 14, at a cost several ti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -95,9 +96,7 @@ class Filling:
     ):
         self.shape, self.device, self.again = shape, device, False
         self.even = not closer  # whether the first hypothesis is none of fringes
-        self.closer: Filling | None = None
-        if degree == HIGHEST:
-            self.closer = Filling(shape, pixels, radius, edge, device, HIGHEST_CLOSER, closer=True)
+        self._made_of, self._widest = (shape, pixels, radius, edge, device), degree == HIGHEST
         shortest = SHORTEST_CLOSER if closer else SHORTEST
         outer = (radius + 2 * edge + MARGIN) / radius
         count = np.arange(POINTS) + 0.5
@@ -137,6 +136,11 @@ class Filling:
             torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32, device=device) for a in tables
         )
         self.place = torch.as_tensor(place, device=device)
+
+    @cached_property
+    def closer(self) -> Filling | None:
+        """The filling with the hypotheses `CLOSER`, made when a disk first asks for it; None where there is none."""
+        return Filling(*self._made_of, HIGHEST_CLOSER, closer=True) if self._widest else None
 
     def _level(self, process: np.ndarray, depths: list[float], basis: np.ndarray, stiff: np.ndarray, first: int) -> Level:
         """The hypotheses of one length, on as few polynomials as describe its filling."""
@@ -334,7 +338,7 @@ def refine(
         at = out.s[rows]
         out.update(rows, _under(f, w.rows(rows), at, f.shifted(at, finest.size)))
     rows = (out.hypothesis == len(f.constant) - 1).nonzero()[:, 0]
-    if f.closer is not None and len(rows):
+    if len(rows) and f.closer is not None:
         before = (p.model[rows], mean[rows], noise[rows])
         found = refine(f.closer, data[rows], use[rows], out.s[rows], before, known[rows])
         found.hypothesis += len(f.constant)
