@@ -233,7 +233,7 @@ def evaluate_command(args) -> str:
     masks = mask_bank(None if shared is None else Path(shared))
     to_torch_threads(getattr(args, "threads", None))
     missing = [m for m in NETWORKS if m not in methods_at_hand(NETWORKS)]
-    parts = [f"No network ships for method {m} with this version: it is left out." for m in missing]
+    parts = [f"No network of its kind ships with this version: method {m} is left out." for m in missing]
     if "cases" in only:
         specs = evaluation_stream().specs(0, planes)
         found = accuracy(specs, cases(masks), methods)
