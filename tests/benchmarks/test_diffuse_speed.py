@@ -12,7 +12,7 @@ import torch
 
 from crystaldl.diffuse.corruption import Corruption
 from crystaldl.diffuse.network import COMPACT_WIDTH, PUBLISHED_WIDTH, SIDE, DSFUNet
-from crystaldl.diffuse.recipe.evaluate import SEED, evaluation_stream, methods_at_hand
+from crystaldl.diffuse.recipe.evaluate import NETWORKS, SEED, evaluation_stream, methods_at_hand
 from crystaldl.diffuse.recipe.evaluate_scores import plane_volume, simulated_volume
 from crystaldl.diffuse.separate import separate
 from crystaldl.diffuse.simulate import simulate_planes
@@ -70,7 +70,7 @@ def test_networks_alone(benchmark, width):
 @pytest.mark.parametrize("method", methods_at_hand())
 def test_separation_of_a_plane(benchmark, plane, method):
     run = lambda: separate(plane, method=method, device="cpu", progress=False)  # noqa: E731
-    if method == "dsfunet":
+    if method in NETWORKS:
         run()                                   # weights are read once
     parts = measure(benchmark, method, run, 2)
     assert parts.sro.shape == plane.shape

@@ -318,7 +318,7 @@ def test_bad_arguments_are_one_sentence(quick, given, error, text):
 def test_methods(monkeypatch):
     monkeypatch.setattr(evaluate, "available", lambda task: ["diffuse-dsfunet-v1"])
     assert evaluate.methods_at_hand() == ("physics", "dsfunet", "auto")
-    monkeypatch.setattr(evaluate, "available", lambda task: ["diffuse-unrolled-v1", "diffuse-dsfunet-v1"])
+    monkeypatch.setattr(evaluate, "available", lambda task: ["diffuse-unrolled-v2", "diffuse-dsfunet-v1"])
     assert evaluate.methods_at_hand() == evaluate.METHODS
     monkeypatch.setattr(evaluate, "available", lambda task: [])
     assert evaluate.methods_at_hand() == ("physics", "auto") and evaluate.methods_at_hand(["auto"]) == ("auto",)

@@ -23,7 +23,7 @@ from crystaldl.models.registry import available
 
 CPU = torch.device("cpu")
 CELL = (5.0, 5.0, 7.0, 90.0, 90.0, 90.0)
-MODEL = "diffuse-unrolled-v1"
+MODEL = "diffuse-unrolled-v2"
 shipped = pytest.mark.skipif(MODEL not in available("diffuse"), reason="no weights")
 
 
