@@ -266,6 +266,9 @@ class PowderPattern:
     def index(self, peaks=None, *, systems=None, progress=True, **settings):
         """Unit cells that explain the lines, best first: a `crystaldl.powder.cells.CellSearch`.
 
+        Soon after a centred cell often stands the same cell without its centring: lines that tell the two apart can be too weak
+        to be seen. The difference of their scores is the log-likelihood ratio.
+
         Parameters
         ----------
         peaks : PeakList or array of 2θ in degrees, optional

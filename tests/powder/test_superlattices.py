@@ -16,6 +16,7 @@ from crystaldl.powder.indexing.superlattices import (
     superlattices,
     wave_groups,
     with_superlattices,
+    without_centring,
 )
 from crystaldl.powder.prepare import AXIS_POINTS, REFERENCE_WAVELENGTH, common_axis
 
@@ -73,6 +74,36 @@ def test_a_lattice_stands_in_the_list_once():
     found = with_superlattices([CENTRED, low], pattern(0.05))
     assert sum(same_lattice(lattice.niggli, TRUE) for lattice in found) == 1
     assert with_superlattices([], pattern(0.05)) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_cell_without_its_centring_comes_after_it_where_its_lines_are_not_seen(seed):
+    other = Lattice("aP", np.array([4.1, 5.3, 6.7, 81.0, 95.0, 99.0]), np.array([4.1, 5.3, 6.7, 81.0, 95.0, 99.0]), 0.0, 20.0)
+    found = with_superlattices([CENTRED, other], pattern(0.0, seed))
+    assert found[0] is CENTRED and found[2] is other
+    assert found[1].bravais == "oP" and same_lattice(found[1].niggli, TRUE) and np.array_equal(found[1].cell, CELL)
+    assert 20 < found[1].score < CENTRED.score
+
+
+def test_a_lattice_that_was_almost_as_likely_stays_second():
+    other = Lattice("aP", np.array([4.1, 5.3, 6.7, 81.0, 95.0, 99.0]), np.array([4.1, 5.3, 6.7, 81.0, 95.0, 99.0]), 0.0, 49.0)
+    assert with_superlattices([CENTRED, other], pattern(0.0))[1] is other
+
+
+@pytest.mark.parametrize(("lattice", "cell", "letter", "times"), [
+    ("cF", [5.43, 5.43, 5.43, 90, 90, 90], "F", 4), ("hR", [4.91, 4.91, 17.1, 90, 90, 120], "R", 3),
+    ("mC", [9.7, 8.9, 5.2, 90, 105.0, 90], "C", 2),
+])  # fmt: skip
+def test_the_cell_without_its_centring_has_all_of_its_points(lattice, cell, letter, times):
+    fit = pattern(0.0).fit(lattice, metric_of(cell), 0.0)
+    plain = without_centring(pattern(0.0), fit)
+    assert cell_volume(plain.niggli) == pytest.approx(times * cell_volume(niggli_cell(cell, letter)), rel=0.01)
+    assert plain.places > 0
+
+
+def test_a_primitive_lattice_has_no_centring_to_lose():
+    drawn = pattern(0.3)
+    assert without_centring(drawn, drawn.fit("oP", metric_of(CELL), 0.0)) is None
 
 
 def test_how_plain_a_superlattice_is_follows_its_lines():

@@ -29,6 +29,7 @@ from ...physics.lattice import cell_from_metric, metric_tensor
 from ..prepare import AXIS_START, AXIS_STEP
 from . import profile_kernels as kernels
 from .bravais import BRAVAIS, cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, same_lattice
+from .extinction import centred, predicted_reflections
 from .pawley import LAGS, PawleyFit, noise_level, pawley_fit
 from .pools import Lattice
 
@@ -52,6 +53,9 @@ NEEDED, EACH, STEEP = 4.5, 0.05, 0.5
 STEPS = 3
 #: less than this below what is needed, a superlattice is worth mentioning
 MENTIONED = 2.7
+#: so many of the best lattices are asked for the same cell without its centring
+ASKED = 3
+_PRIMITIVE_OF = {name: "hP" if name == "hR" else name[0] + "P" for name in BRAVAIS}
 
 Vector = tuple[Fraction, Fraction, Fraction]
 
@@ -255,6 +259,19 @@ class Superlattice:
         return self.likelihood - NEEDED - EACH * self.places
 
 
+def without_centring(measured: Measured, fit: PawleyFit) -> Superlattice | None:
+    """The primitive lattice of the same conventional cell as that of a fit; None where the latter is primitive.
+
+    Most pseudo-centred structures have it. It is there also where its lines are not seen.
+    """
+    if fit.lattice[1] == "P":
+        return None
+    hkl, q2 = predicted_reflections(fit.metric, _PRIMITIVE_OF[fit.lattice], float(fit.q2.max()))
+    at, rest = _apart(fit.observed(q2[~centred(hkl, fit.lattice)]), fit), _rest(measured, fit)
+    likelihood = against_chance(*rest.z(at), rest.stray) if len(at) else 0.0
+    return Superlattice(niggli_cell(cell_of(fit.metric), "P"), likelihood, len(at))
+
+
 def superlattices(measured: Measured, fit: PawleyFit) -> list[Superlattice]:
     """Superlattices of a fitted lattice whose lines are seen rather than not, the plainest first."""
     cell = niggli_cell(cell_of(fit.metric), "PIFCR"[BRAVAIS[fit.lattice][1]])
@@ -278,7 +295,8 @@ def superlattices(measured: Measured, fit: PawleyFit) -> list[Superlattice]:
 
 
 def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 1.0) -> list[Lattice]:
-    """Lattices, best first, with superlattices of the first one whose lines are seen, before or after it by what they are worth.
+    """Lattices, best first, with superlattices of the first one whose lines are seen, before or after it by what they are worth,
+    and the cells of the first ones without their centring, whose lines need not be seen, after them.
 
     ``scale``: the radiation's wavelength relative to that of the common axis, for the zero shifts.
     """
@@ -297,5 +315,24 @@ def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 
         more.append(base)
         if likely[0].worth < 0:
             break
-    others = [lattice for lattice in found if not any(same_lattice(lattice.niggli, new.niggli) for new in more)]
-    return sorted([*more, *others], key=lambda lattice: -lattice.score)
+    listed = _joined(more, found)
+    plain = [_plain(lattice, measured, scale) for lattice in listed[:ASKED]]
+    return _joined(listed, [lattice for lattice in plain if lattice is not None])
+
+
+def _joined(first: list[Lattice], then: list[Lattice]) -> list[Lattice]:
+    """Lattices of two lists, best first; of those in both, the one of the first list."""
+    others = [lattice for lattice in then if not any(same_lattice(lattice.niggli, known.niggli) for known in first)]
+    return sorted([*first, *others], key=lambda lattice: -lattice.score)
+
+
+def _plain(lattice: Lattice, measured: Measured, scale: float) -> Lattice | None:
+    """The cell of a centred lattice without its centring, scored by what its lines are worth; not before it."""
+    if lattice.bravais[1] == "P":
+        return None
+    fit = measured.fit(lattice.bravais, metric_of(lattice.cell), lattice.zero / scale)
+    larger = None if fit is None else without_centring(measured, fit)
+    if larger is None:
+        return None
+    score = lattice.score + min(larger.worth, -EACH)
+    return Lattice(_PRIMITIVE_OF[lattice.bravais], lattice.cell, larger.niggli, lattice.zero, score)
