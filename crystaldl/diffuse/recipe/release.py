@@ -91,9 +91,13 @@ def _filled(net, run: Path, weights: Mapping[str, Tensor], name: str):
 
 
 def _training_facts(run: Path, state: Mapping, model: str) -> dict:
-    """Counts and times of the run, and what the caller noted in ``facts.json`` there (hardware, commit)."""
+    """Counts and times of the run, its learning curve, and what the caller noted in ``facts.json`` there (hardware, commit)."""
     facts = json.loads((run / "facts.json").read_text(encoding="utf-8")) if (run / "facts.json").is_file() else {}
-    return facts | {
+    log = run / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    curve = [{"planes": row["samples"]} | {k: round(row["figures"][k], 4) for k in METRICS if k in row["figures"]}
+             for row in rows if row["figures"]]
+    return facts | ({"learning_curve": curve} if curve else {}) | {
         "steps": state["step"], "planes": state["samples"], "seconds": round(state["elapsed"]), "seed": state["seed"],
         "recipe": f"crystaldl train diffuse --model {model}", "versions": state["versions"],
     }  # fmt: skip
