@@ -267,7 +267,7 @@ class PowderPattern:
         """Unit cells that explain the lines, best first: a `crystaldl.powder.cells.CellSearch`.
 
         Soon after a centred cell often stands the same cell without its centring: lines that tell the two apart can be too weak
-        to be seen. The difference of their scores is the log-likelihood ratio.
+        to be seen. How far it scores below says how little speaks for them (log-likelihood, less the price of a larger cell).
 
         Parameters
         ----------

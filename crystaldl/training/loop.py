@@ -38,6 +38,7 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .options import Task, TrainOptions, TrainResult
+from .records import LOG_FILE
 
 __all__ = ["Task", "TrainOptions", "TrainResult", "load_checkpoint_weights", "train"]
 
@@ -360,7 +361,7 @@ class _Run:
         log.info("step %d  %.0f s  %d samples  %.0f/s  %s", self.step, self.elapsed, self.samples, rate, numbers)
         out = Path(self.options.out)
         out.mkdir(parents=True, exist_ok=True)
-        with open(out / "log.jsonl", "a", encoding="utf-8") as stream:
+        with open(out / LOG_FILE, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
     def _checkpoint(self) -> None:

@@ -101,6 +101,12 @@ def test_the_cell_without_its_centring_has_all_of_its_points(lattice, cell, lett
     assert plain.places > 0
 
 
+def test_two_centrings_of_one_cell_lead_to_one_cell_without():
+    other = Lattice("oC", CELL, niggli_cell(CELL, "C"), 0.0, 48.0)
+    found = with_superlattices([CENTRED, other], pattern(0.0))
+    assert sum(same_lattice(lattice.niggli, TRUE) for lattice in found) == 1 and len(found) == 3
+
+
 def test_a_primitive_lattice_has_no_centring_to_lose():
     drawn = pattern(0.3)
     assert without_centring(drawn, drawn.fit("oP", metric_of(CELL), 0.0)) is None

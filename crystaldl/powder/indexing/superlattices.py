@@ -302,9 +302,15 @@ def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 
     """
     if not found:
         return found
-    base, more = found[0], []
+    base, more, fits = found[0], [], {}
+
+    def fit_of(lattice: Lattice) -> PawleyFit | None:
+        if id(lattice) not in fits:
+            fits[id(lattice)] = measured.fit(lattice.bravais, metric_of(lattice.cell), lattice.zero / scale)
+        return fits[id(lattice)]
+
     for _ in range(STEPS):
-        fit = measured.fit(base.bravais, metric_of(base.cell), base.zero / scale)
+        fit = fit_of(base)
         if fit is None:
             break
         likely = [s for s in superlattices(measured, fit) if s.worth > -MENTIONED]
@@ -316,21 +322,22 @@ def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 
         if likely[0].worth < 0:
             break
     listed = _joined(more, found)
-    plain = [_plain(lattice, measured, scale) for lattice in listed[:ASKED]]
+    plain = [_plain(x, measured, fit_of(x)) for x in listed[:ASKED] if x.bravais != _PRIMITIVE_OF[x.bravais]]
     return _joined(listed, [lattice for lattice in plain if lattice is not None])
 
 
 def _joined(first: list[Lattice], then: list[Lattice]) -> list[Lattice]:
-    """Lattices of two lists, best first; of those in both, the one of the first list."""
-    others = [lattice for lattice in then if not any(same_lattice(lattice.niggli, known.niggli) for known in first)]
-    return sorted([*first, *others], key=lambda lattice: -lattice.score)
+    """Lattices of two lists, best first; of those in both, the one of the first, and of those twice in the second, the better."""
+    value = lambda lattice: -lattice.score  # noqa: E731
+    out = list(first)
+    for lattice in sorted(then, key=value):
+        if not any(same_lattice(lattice.niggli, known.niggli) for known in out):
+            out.append(lattice)
+    return sorted(out, key=value)
 
 
-def _plain(lattice: Lattice, measured: Measured, scale: float) -> Lattice | None:
+def _plain(lattice: Lattice, measured: Measured, fit: PawleyFit | None) -> Lattice | None:
     """The cell of a centred lattice without its centring, scored by what its lines are worth; not before it."""
-    if lattice.bravais[1] == "P":
-        return None
-    fit = measured.fit(lattice.bravais, metric_of(lattice.cell), lattice.zero / scale)
     larger = None if fit is None else without_centring(measured, fit)
     if larger is None:
         return None

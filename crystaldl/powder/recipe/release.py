@@ -9,7 +9,6 @@ patterns the weights have seen.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import nn
 
 from ...models.registry import PACKAGE_FOLDER, write_model
 from ...physics.symmetry import SYSTEM_OF_GROUP
+from ...training.records import learning_curve, logged, noted
 from ..families import cross_validated_mix, fit_trust
 from ..network import NPCNN, PowderNet
 from ..prepare import npcnn_input
@@ -52,6 +52,8 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+#: of a learning curve: shares that are right, of unseen simulated and of measured patterns
+_CURVE = ("simulated_system", "simulated_group", "measured_system", "measured_group")
 _METRICS = {"system": "crystal system", "group": "space group", "top5": "space group, top 5",
             "ece_system": "calibration error, system"}
 
@@ -68,23 +70,16 @@ def _out_of_fold(runs: Path, name: str, fold: np.ndarray) -> np.ndarray:
 
 
 def _training_facts(runs: Path, name: str) -> dict:
-    """Counts and times of both stages from their logs, and what the caller noted in ``runs/facts.json``."""
-    facts = json.loads((runs / "facts.json").read_text()) if (runs / "facts.json").is_file() else {}
+    """Counts and times of both stages from their logs, and what the caller noted in ``runs``."""
+    facts = noted(runs)
     for stage in ("pre", "final"):
-        log = runs / f"{name}-{stage}" / "log.jsonl"
-        if log.is_file():
-            rows = [json.loads(line) for line in log.read_text().splitlines()]
+        rows = logged(runs / f"{name}-{stage}")
+        if rows:
             last = rows[-1]
             facts[stage] = {"steps": last["step"], "patterns": last["samples"], "seconds": round(last["elapsed"])}
             if stage == "pre":
-                facts["learning_curve"] = [_point(row) for row in rows if row["figures"]]
+                facts["learning_curve"] = learning_curve(rows, "patterns", _CURVE)
     return facts
-
-
-def _point(row: dict) -> dict:
-    """A point of a learning curve: patterns seen and shares that are right, of unseen simulated and of measured patterns."""
-    kinds = ("simulated_system", "simulated_group", "measured_system", "measured_group")
-    return {"patterns": row["samples"]} | {k: round(row["figures"][k], 4) for k in kinds if k in row["figures"]}
 
 
 def release(shared: Path, runs: Path, figures: dict, folder: Path = PACKAGE_FOLDER) -> None:

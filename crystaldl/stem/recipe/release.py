@@ -20,6 +20,7 @@ from torch import nn
 from ...errors import ModelIntegrityError
 from ...models.registry import PACKAGE_FOLDER, ModelCard, write_model
 from ...storage.atomic import write_text
+from ...training.records import noted
 from ..detect import FCUNET_THRESHOLD, THRESHOLD
 from ..network import DiskNet, FCUNet
 from ..simulate.bank import build_bank
@@ -145,9 +146,8 @@ def card_table(name: str, folder: Path = PACKAGE_FOLDER, **size) -> str:
 
 
 def training_facts(run: Path, state: Mapping) -> dict:
-    """Counts and times of the run, and what the caller noted in ``facts.json`` there (hardware, commit)."""
-    facts = json.loads((run / "facts.json").read_text(encoding="utf-8")) if (run / "facts.json").is_file() else {}
-    return facts | {
+    """Counts and times of the run, and what the caller noted there (hardware, commit)."""
+    return noted(run) | {
         "steps": state["step"], "patterns": state["samples"], "seconds": round(state["elapsed"]), "seed": state["seed"],
         "recipe": f"crystaldl train stem --model {state['task'].removeprefix('stem-')}", "versions": state["versions"],
     }  # fmt: skip
