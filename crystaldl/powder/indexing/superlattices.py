@@ -53,6 +53,8 @@ NEEDED, EACH, STEEP = 4.5, 0.05, 0.5
 STEPS = 3
 #: less than this below what is needed, a superlattice is worth mentioning
 MENTIONED = 2.7
+#: superlattices listed of each lattice
+LISTED = 2
 #: so many of the best lattices are asked for the same cell without its centring
 ASKED = 3
 _PRIMITIVE_OF = {name: "hP" if name == "hR" else name[0] + "P" for name in BRAVAIS}
@@ -316,14 +318,21 @@ def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 
         likely = [s for s in superlattices(measured, fit) if s.worth > -MENTIONED]
         if not likely:
             break
-        name, cell = lattices_of(likely[0].niggli, (4e-4, 2e-4))[-1]
-        base = Lattice(name, cell, likely[0].niggli, scale * fit.zero, base.score + likely[0].worth)
-        more.append(base)
+        step = [_step_up(base, larger, scale * fit.zero) for larger in likely[:LISTED]]
+        step[1:] = [replace(x, score=min(x.score, step[0].score - EACH)) for x in step[1:]]
+        more += step
+        base = step[0]
         if likely[0].worth < 0:
             break
     listed = _joined(more, found)
     plain = [_plain(x, measured, fit_of(x)) for x in listed[:ASKED] if x.bravais != _PRIMITIVE_OF[x.bravais]]
     return _joined(listed, [lattice for lattice in plain if lattice is not None])
+
+
+def _step_up(base: Lattice, larger: Superlattice, zero: float) -> Lattice:
+    """A superlattice of a lattice in the highest symmetry of its metric, scored by what its lines are worth."""
+    name, cell = lattices_of(larger.niggli, (4e-4, 2e-4))[-1]
+    return Lattice(name, cell, larger.niggli, zero, base.score + larger.worth)
 
 
 def _joined(first: list[Lattice], then: list[Lattice]) -> list[Lattice]:
