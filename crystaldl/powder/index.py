@@ -15,7 +15,7 @@ from .cells import CellSearch
 from .indexing.allowed_lines import allowed_score
 from .indexing.bravais import metric_of
 from .indexing.pools import SYSTEMS, IndexOptions, Lattice, LineTable, line_table
-from .indexing.staged_search import StagedSearch, settled
+from .indexing.staged_search import StagedSearch, alone, settled
 from .peaks import PeakList
 
 __all__ = ["index_pattern"]
@@ -59,17 +59,17 @@ def _search(pattern, lines: LineTable, options: IndexOptions, report) -> list[La
     by_lines = StagedSearch(lines, options, report)
     by_lines.first()
     found = by_lines.lattices()
-    enough = settled(found, lines, options)
+    plain, enough = settled(found, lines, options), alone(found, lines, options)
     found = _with_absences(found, lines, options)
     by_profile = None
     if pattern is not None:
         from .indexing.profile_search import ProfileSearch
 
         by_profile = ProfileSearch(pattern, lines, options)
-    if by_profile is not None and not enough:
+    if by_profile is not None and not plain:
         report("by the profile")
-        found = by_profile.joined(found)
-        enough = settled(found, lines, options)
+        found = by_profile.joined(found, search=not enough)
+        enough = enough or settled(found, lines, options)
     if not enough and time.monotonic() < end:
         by_lines.more(end)
         found = _with_absences(by_lines.lattices(), lines, options)

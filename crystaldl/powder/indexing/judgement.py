@@ -23,6 +23,7 @@ from . import autoindex_kernels as kernels
 from .bravais import (
     BRAVAIS,
     cell_of,
+    derivative_index,
     lattice_lengths,
     lattices_of,
     metric_of,
@@ -32,6 +33,7 @@ from .bravais import (
 from .pools import FLOORS, IndexOptions, Lattice, LineTable, Pool
 
 __all__ = [
+    "beyond_doubt",
     "convincing",
     "distinct",
     "misfits",
@@ -40,6 +42,9 @@ __all__ = [
     "sift",
     "unexplained",
 ]
+
+#: share of the lines, by weight, that the best lattice may leave where no other comes near
+LEFT_OVER = 0.25
 
 
 def distinct(pool: Pool, limit: int) -> tuple[Pool, np.ndarray]:
@@ -126,3 +131,15 @@ def convincing(found: list[Lattice], lines: LineTable, options: IndexOptions, sc
     return bool(
         close and few.weight[lost].sum() <= max(options.impurities, 1.0) + 0.1 and found[0].score - second > lead
     )
+
+
+def beyond_doubt(found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, lead: float) -> bool:
+    """Whether no other lattice comes near the best one and its sub- and superlattices, although some lines are left over."""
+    if not found or found[0].score < score:
+        return False
+    best, few = found[0], lines.head(options.lines)
+    if few.weight[unexplained(best, few)].sum() > LEFT_OVER * few.weight.sum():
+        return False
+    related = (derivative_index(c.niggli, best.niggli) or derivative_index(best.niggli, c.niggli) for c in found[1:])
+    other = next((c.score for c, of_same in zip(found[1:], related, strict=True) if not of_same), 0.0)
+    return best.score - other > lead

@@ -77,13 +77,15 @@ class ProfileSearch:
             np.zeros(len(found)),
         )
 
-    def joined(self, found: list[Lattice]) -> list[Lattice]:
-        """The lattices of a search by lines, best first, with those the profile suggests, scored by both, best first."""
+    def joined(self, found: list[Lattice], search: bool = True) -> list[Lattice]:
+        """The lattices of a search by lines, best first, and, where asked to ``search``, those the profile suggests, scored by
+        both, best first."""
         if self._ready is None:
             return found
-        few = self._lines.head(3 * self._options.lines)
-        tries = (self._suggested.improve(few, self._options, (1.4 * f, f), 3.0, 5) for f in FLOORS)
-        pool = sum(tries, _pool_of(found[:KEPT]))
+        pool = _pool_of(found[:KEPT])
+        if search:
+            few = self._lines.head(3 * self._options.lines)
+            pool = sum((self._suggested.improve(few, self._options, (1.4 * f, f), 3.0, 5) for f in FLOORS), pool)
         pool = pool[_wanted(pool, self._options)]
         scored = _scored(pool, self._ready[1], self._scale, self._lines, self._options)
         return _without_copies(*scored, self._lines)

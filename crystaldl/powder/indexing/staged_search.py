@@ -12,16 +12,22 @@ import numpy as np
 
 from .bravais import derivative_index, metric_of, sparser
 from .coincidences import owes
-from .judgement import convincing, raised, ranked, sift, unexplained
+from .judgement import beyond_doubt, convincing, raised, ranked, sift, unexplained
 from .pools import IndexOptions, Lattice, LineTable, Pool
 from .trial_cells import any_lattice, boxes, high_symmetry
 
-__all__ = ["StagedSearch", "settled"]
+__all__ = ["StagedSearch", "alone", "settled"]
 
 #: the strongest lines, which make trial cells too: low-angle lines may be those of a second phase
 STRONG = 14
 #: score and lead that convince: of cells with one or two free parameters, which few lines settle, of orthorhombic and of other ones
 FEW, HIGH, LOW = (30.0, 6.0), (40.0, 6.0), (30.0, 8.0)
+#: the same where lines are left over and only lattices count that are not kin of the best; where nothing below orthorhombic was tried
+ALONE, ALONE_HIGH = (75.0, 15.0), (100.0, 20.0)
+
+
+#: zero shifts at which cells of high symmetry are tried, in thirds of the limit
+ZEROS = (0.0, 1.2, -1.2, 2.4, -2.4)
 
 
 class StagedSearch:
@@ -114,7 +120,7 @@ class StagedSearch:
 
     def _down_to_orthorhombic(self) -> bool:
         high = tuple(s for s in self.options.systems if s not in ("monoclinic", "triclinic"))
-        for zero in (0.0, 1.5 * self._step, -1.5 * self._step) if high else ():
+        for zero in tuple(f * self._step for f in ZEROS) if high else ():
             self.report(f"cubic to orthorhombic, zero shift {zero:+.2f}°")
             self._add(high_symmetry(self._few, zero, high))
             if self._convinced(high_only=True):
@@ -138,7 +144,7 @@ class StagedSearch:
 
     def _convinced(self, high_only: bool = False) -> bool:
         self.found = self._ranked(self.pool)
-        return settled(self.found, self.lines, self.options, high_only)
+        return alone(self.found, self.lines, self.options, high_only)
 
 
 def settled(found: list[Lattice], lines: LineTable, options: IndexOptions, high_only: bool = False) -> bool:
@@ -147,6 +153,13 @@ def settled(found: list[Lattice], lines: LineTable, options: IndexOptions, high_
         return False
     kind = found[0].bravais[0]
     return convincing(found, lines, options, *(FEW if kind in "cth" else HIGH if high_only or kind == "o" else LOW))
+
+
+def alone(found: list[Lattice], lines: LineTable, options: IndexOptions, high_only: bool = False) -> bool:
+    """Whether the lines tell the lattice or at least its kin: no other need be looked for, but the profile asked which."""
+    if settled(found, lines, options, high_only):
+        return True
+    return beyond_doubt(found, lines, options, *(ALONE_HIGH if high_only else ALONE))
 
 
 def _common_zero(found: list[Lattice]) -> float:

@@ -46,7 +46,7 @@ FOREIGN, STRONG, SHARE = 5.0, 30.0, 0.6
 #: w, and τ in degrees times the height of the strongest line, that the likelihood is averaged over
 SHARES, STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0), np.geomspace(1e-4, 0.1, 7)
 #: denominators of wave vectors, and largest index of a superlattice
-DENOMINATORS, LARGEST = (2, 3, 4), 8
+DENOMINATORS, LARGEST = (2, 3, 4, 5, 6, 7), 8
 #: log-likelihood that a superlattice has to earn, and more for each of its places; steeper where several compete
 NEEDED, EACH, STEEP = 4.5, 0.05, 0.5
 #: superlattices of superlattices
