@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gemmi
 import matplotlib
 import numpy as np
@@ -21,8 +23,8 @@ from crystaldl.powder.indexing.bravais import (
     niggli_cell,
     same_lattice,
 )
-from crystaldl.powder.indexing.pools import IndexOptions, LineTable, line_table
-from crystaldl.powder.indexing.staged_search import StagedSearch
+from crystaldl.powder.indexing.pools import IndexOptions, Lattice, LineTable, line_table
+from crystaldl.powder.indexing.staged_search import StagedSearch, alone, settled
 from crystaldl.powder.pattern import PowderPattern
 
 matplotlib.use("Agg")
@@ -346,6 +348,37 @@ def test_few_lines_settle_high_symmetry_and_low_symmetry_is_tried_last(pattern):
     told.clear()
     low.more(0.0)
     assert told == ["monoclinic and triclinic, zero shift +0.00°"], "out of time: no other zero shift"
+
+
+@pytest.mark.parametrize("shift", [0.12, -0.12])
+def test_many_close_lines_are_indexed_with_a_large_zero_shift(pattern, shift):
+    """A tetragonal cell of 743 Å³ whose low-angle lines alone do not tell the shift."""
+    cell = (7.49, 7.49, 13.24, 90, 90, 90)
+    lines = lines_of("tP", cell, 55)
+    seen = lines[np.random.default_rng(1).random(lines.size) > 0.3] + shift
+    found = StagedSearch(line_table(peaks_from(np.sort(seen), pattern.radiation)), IndexOptions())
+    assert found._down_to_orthorhombic()
+    assert same_lattice(found.found[0].niggli, niggli_cell(cell), 3e-3)
+    assert found.found[0].zero == pytest.approx(shift, abs=0.03)
+
+
+def test_nothing_else_is_looked_for_where_only_kin_comes_near(pattern):
+    """Lines of a second phase among many of the first: not all are explained, but nothing else explains as many."""
+    cell = niggli_cell(CELLS["oP"])
+    true = Lattice("oP", np.array(CELLS["oP"], float), cell, 0.0, 110.0)
+    double = Lattice("oP", true.cell * [1, 1, 2, 1, 1, 1], niggli_cell(true.cell * [1, 1, 2, 1, 1, 1]), 0.0, 108.0)
+    other = Lattice("oP", true.cell * [1.07, 0.95, 1.02, 1, 1, 1], niggli_cell(true.cell * [1.07, 0.95, 1.02, 1, 1, 1]), 0.0, 80.0)
+    lines = lines_of("oP", CELLS["oP"], 20)
+    foreign = lambda n: line_table(peaks_from(np.sort([*lines, *(lines[:n] + 0.31)]), pattern.radiation))  # noqa: E731
+    options = IndexOptions()
+    assert not settled([true, double, other], foreign(3), options)
+    assert alone([true, double, other], foreign(3), options) and alone([true], foreign(3), options)
+    assert alone([true, double, other], foreign(3), options, high_only=True)
+    assert not alone([true, double, other], foreign(12), options), "too much is left over"
+    near = replace(other, score=100.0)
+    assert not alone([true, double, near], foreign(3), options), "another lattice explains as much"
+    assert not alone([replace(true, score=70.0), replace(other, score=20.0)], foreign(3), options)
+    assert not alone([], foreign(3), options)
 
 
 def test_a_cell_with_too_few_lines_is_not_built(pattern):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import crystaldl.powder.indexing.superlattices as module
 from crystaldl.physics.lattice import cell_volume
 from crystaldl.powder.indexing.bravais import metric_of, niggli_cell, same_lattice
 from crystaldl.powder.indexing.extinction import predicted_reflections
 from crystaldl.powder.indexing.pools import Lattice
 from crystaldl.powder.indexing.superlattices import (
     Measured,
+    Superlattice,
     against_chance,
     cell_of_group,
     superlattices,
@@ -29,9 +31,14 @@ def pattern(weak: float, seed: int = 0, foreign: int = 0) -> Measured:
 
     ``foreign``: lines of something else.
     """
+    return drawn_pattern("oP", CELL, lambda hkl: hkl.sum(1) % 2 == 0, weak, seed, foreign)
+
+
+def drawn_pattern(lattice, cell, strong, weak: float, seed: int = 0, foreign: int = 0) -> Measured:
+    """Lines of a lattice up to 70°, of ``weak`` times the strength where indices are not ``strong``."""
     rng = np.random.default_rng(seed)
-    hkl, q2 = predicted_reflections(metric_of(CELL), "oP", (2 * np.sin(np.radians(35.0)) / REFERENCE_WAVELENGTH) ** 2)
-    strength = rng.exponential(1.0, len(q2)) * np.where(hkl.sum(1) % 2, weak, 1.0)
+    hkl, q2 = predicted_reflections(metric_of(cell), lattice, (2 * np.sin(np.radians(35.0)) / REFERENCE_WAVELENGTH) ** 2)
+    strength = rng.exponential(1.0, len(q2)) * np.where(strong(hkl), 1.0, weak)
     x = 2 * np.degrees(np.arcsin(np.sqrt(q2) * REFERENCE_WAVELENGTH / 2))
     if foreign:
         x = np.append(x, rng.uniform(15, 65, foreign))
@@ -54,6 +61,36 @@ def test_lines_near_the_noise_tell_the_larger_cell_together(seed):
     found = with_superlattices([CENTRED], drawn)
     assert same_lattice(found[0].niggli, TRUE) and found[0].bravais == "oP" and found[0].score > 50
     assert found[1] is CENTRED, "the smaller one comes after it"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_seven_cells_in_one(seed):
+    """The √7 × √7 superlattice of a hexagonal one."""
+    small = np.array([3.85, 3.85, 6.20, 90.0, 90.0, 120.0])
+    large = small * [7**0.5, 7**0.5, 1, 1, 1, 1]
+    base = Lattice("hP", small, niggli_cell(small), 0.0, 50.0)
+    # a = 2a' + 3b' is a vector of the small lattice where (h + 5 k) / 7 or (h + 3 k) / 7 is whole, by the sense of the turn
+    drawn = drawn_pattern("hP", large, lambda hkl: (hkl[:, 0] + 3 * hkl[:, 1]) % 7 == 0, 0.06, seed)
+    found = with_superlattices([base], drawn)
+    assert same_lattice(found[0].niggli, niggli_cell(large)) and found[0].score > 50
+
+
+def test_the_second_superlattice_of_a_step_is_listed_behind_the_first(monkeypatch):
+    """Unless it is one of the first, too, and worth no more."""
+    made = lambda cell, likelihood: Superlattice(niggli_cell(cell), likelihood, 10)  # noqa: E731
+    first, other, twice = CELL * [2, 1, 1, 1, 1, 1], CELL * [1, 2, 1, 1, 1, 1], CELL * [4, 1, 1, 1, 1, 1]
+    base = Lattice("oP", CELL, TRUE, 0.0, 50.0)
+
+    def scores(*answer):
+        monkeypatch.setattr(module, "superlattices", lambda measured, fit: list(answer))
+        monkeypatch.setattr(module, "STEPS", 1)
+        found = with_superlattices([base], pattern(0.3))
+        return [[x.score for x in found if same_lattice(x.niggli, niggli_cell(cell))] for cell in (first, other, twice)]
+
+    assert scores(made(first, 9.0), made(other, 8.0)) == [[pytest.approx(54)], [pytest.approx(53)], []]
+    assert scores(made(first, 9.0), made(twice, 8.0)) == [[pytest.approx(54)], [], []]
+    (one,), _, (two,) = scores(made(first, 9.0), made(twice, 12.0))
+    assert 53.5 < two < one == pytest.approx(54), "the first is chosen for having fewer lines that are not seen"
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -22,7 +22,7 @@ __all__ = ["StagedSearch", "alone", "settled"]
 STRONG = 14
 #: score and lead that convince: of cells with one or two free parameters, which few lines settle, of orthorhombic and of other ones
 FEW, HIGH, LOW = (30.0, 6.0), (40.0, 6.0), (30.0, 8.0)
-#: the same where lines are left over and only lattices count that are not kin of the best; where nothing below orthorhombic was tried
+#: the same where lines are left over and the lead is over lattices that are no kin of the best; where nothing low was tried
 ALONE, ALONE_HIGH = (75.0, 15.0), (100.0, 20.0)
 
 

@@ -28,7 +28,16 @@ from ...physics.crystals import find_symmetry
 from ...physics.lattice import cell_from_metric, metric_tensor
 from ..prepare import AXIS_START, AXIS_STEP
 from . import profile_kernels as kernels
-from .bravais import BRAVAIS, cell_of, hermite_forms, lattices_of, metric_of, niggli_cell, same_lattice
+from .bravais import (
+    BRAVAIS,
+    cell_of,
+    derivative_index,
+    hermite_forms,
+    lattices_of,
+    metric_of,
+    niggli_cell,
+    same_lattice,
+)
 from .extinction import centred, predicted_reflections
 from .pawley import LAGS, PawleyFit, noise_level, pawley_fit
 from .pools import Lattice
@@ -319,9 +328,10 @@ def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 
         if not likely:
             break
         step = [_step_up(base, larger, scale * fit.zero) for larger in likely[:LISTED]]
-        step[1:] = [replace(x, score=min(x.score, step[0].score - EACH)) for x in step[1:]]
-        more += step
         base = step[0]
+        # what has all lines of the first and others that are not seen is no alternative
+        others = [x for x in step[1:] if x.score > base.score or not derivative_index(x.niggli, base.niggli)]
+        more += [base, *(replace(x, score=min(x.score, base.score - EACH)) for x in others)]
         if likely[0].worth < 0:
             break
     listed = _joined(more, found)
