@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -62,8 +63,8 @@ NEEDED, EACH, STEEP = 4.5, 0.05, 0.5
 STEPS = 3
 #: less than this below what is needed, a superlattice is worth mentioning
 MENTIONED = 2.7
-#: superlattices listed of each lattice
-LISTED = 2
+#: superlattices of each lattice that are told, and listed
+PLAINEST, LISTED = 8, 2
 #: so many of the best lattices are asked for the same cell without its centring
 ASKED = 3
 _PRIMITIVE_OF = {name: "hP" if name == "hR" else name[0] + "P" for name in BRAVAIS}
@@ -236,17 +237,24 @@ def wave_groups(cell) -> list[frozenset[Vector]]:
     """Superlattices of a primitive cell (6,) as groups of wave vectors, in units of its reciprocal axes."""
     data = find_symmetry(cell, [[0.0, 0.0, 0.0]], [1], 1e-4 * float(np.max(cell[:3])))
     turns = np.eye(3, dtype=int)[None] if data is None else np.unique(data.rotations, axis=0)
+    return list(_groups_under(tuple(turns.ravel().tolist())))
+
+
+@lru_cache(maxsize=64)
+def _groups_under(turns: tuple[int, ...]) -> tuple[frozenset[Vector], ...]:
+    """The groups of `wave_groups` by the rotations of a lattice, 9 numbers each."""
+    matrices = np.array(turns).reshape(-1, 3, 3)
     found: dict[frozenset[Vector], None] = {}
     seen: set[Vector] = set()
     for k in _wave_vectors():
         if k in seen:
             continue
-        star = {tuple(sum(int(r[i, j]) * k[i] for i in range(3)) % 1 for j in range(3)) for r in turns}
+        star = {tuple(sum(int(r[i, j]) * k[i] for i in range(3)) % 1 for j in range(3)) for r in matrices}
         seen |= star | {tuple(-x % 1 for x in other) for other in star}
         for group in (_group([k]), _group(sorted(star))):
             if group:
                 found[group] = None
-    return list(found)
+    return tuple(found)
 
 
 def cell_of_group(cell, group) -> np.ndarray:
@@ -284,7 +292,7 @@ def without_centring(measured: Measured, fit: PawleyFit) -> Superlattice | None:
 
 
 def superlattices(measured: Measured, fit: PawleyFit) -> list[Superlattice]:
-    """Superlattices of a fitted lattice whose lines are seen rather than not, the plainest first."""
+    """Superlattices of a fitted lattice whose lines are seen rather than not, the `PLAINEST` first."""
     cell = niggli_cell(cell_of(fit.metric), "PIFCR"[BRAVAIS[fit.lattice][1]])
     rest, star, top = _rest(measured, fit), np.linalg.inv(metric_tensor(cell)), fit.q2.max()
     bound = np.ceil(cell[:3] * np.sqrt(top)).astype(int) + 1
@@ -302,7 +310,7 @@ def superlattices(measured: Measured, fit: PawleyFit) -> list[Superlattice]:
         if likelihood > 0 and rest.explained(at) > SHARE:
             out.append((likelihood, len(at), group))
     out.sort(key=lambda entry: STEEP * entry[1] - entry[0])
-    return [Superlattice(cell_of_group(cell, group), value, n) for value, n, group in out]
+    return [Superlattice(cell_of_group(cell, group), value, n) for value, n, group in out[:PLAINEST]]
 
 
 def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 1.0) -> list[Lattice]:
