@@ -57,6 +57,8 @@ FOREIGN, STRONG, SHARE = 5.0, 30.0, 0.6
 SHARES, STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0), np.geomspace(1e-4, 0.1, 7)
 #: denominators of wave vectors, and largest index of a superlattice
 DENOMINATORS, LARGEST = (2, 3, 4, 5, 6, 7), 8
+#: denominators beyond this are rare, and there are many of them to choose from: log-likelihood that one has to earn besides
+COMMON, RARE = 4, 2.5
 #: log-likelihood that a superlattice has to earn, and more for each of its places; steeper where several compete
 NEEDED, EACH, STEEP = 4.5, 0.05, 0.5
 #: superlattices of superlattices
@@ -266,16 +268,18 @@ def cell_of_group(cell, group) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Superlattice:
-    """A superlattice: its Niggli cell, the log-likelihood of its lines against chance, and their number."""
+    """A superlattice: its Niggli cell, the log-likelihood of its lines against chance, and their number; ``rare``: wave
+    vectors of large denominators."""
 
     niggli: np.ndarray
     likelihood: float
     places: int
+    rare: bool = False
 
     @property
     def worth(self) -> float:
         """Log-likelihood beyond what is needed."""
-        return self.likelihood - NEEDED - EACH * self.places
+        return self.likelihood - NEEDED - EACH * self.places - RARE * self.rare
 
 
 def without_centring(measured: Measured, fit: PawleyFit) -> Superlattice | None:
@@ -308,9 +312,10 @@ def superlattices(measured: Measured, fit: PawleyFit) -> list[Superlattice]:
         at = _apart(np.concatenate([places[k] for k in group if any(k)]), fit)
         likelihood = against_chance(*rest.z(at), rest.stray) if len(at) else 0.0
         if likelihood > 0 and rest.explained(at) > SHARE:
-            out.append((likelihood, len(at), group))
-    out.sort(key=lambda entry: STEEP * entry[1] - entry[0])
-    return [Superlattice(cell_of_group(cell, group), value, n) for value, n, group in out[:PLAINEST]]
+            rare = any(x.denominator > COMMON for k in group for x in k)
+            out.append((likelihood, len(at), rare, group))
+    out.sort(key=lambda entry: STEEP * entry[1] + RARE * entry[2] - entry[0])
+    return [Superlattice(cell_of_group(cell, group), value, n, rare) for value, n, rare, group in out[:PLAINEST]]
 
 
 def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 1.0) -> list[Lattice]:
@@ -332,7 +337,7 @@ def with_superlattices(found: list[Lattice], measured: Measured, scale: float = 
         fit = fit_of(base)
         if fit is None:
             break
-        likely = [s for s in superlattices(measured, fit) if s.worth > -MENTIONED]
+        likely = [s for s in superlattices(measured, fit) if s.worth > -MENTIONED - RARE * s.rare]
         if not likely:
             break
         step = [_step_up(base, larger, scale * fit.zero) for larger in likely[:LISTED]]
