@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.registry import ModelCard
-from .dsfunet import brightest, from_network_size, load_network, plane_of, resampled, to_network_size
 from .network import COARSEST, SIDE, Fold, UnrolledNet
+from .network_planes import brightest, from_network_size, load_network, plane_of, resampled, to_network_size
 
 if TYPE_CHECKING:
     from .geometry import PlaneLattice

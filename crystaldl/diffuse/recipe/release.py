@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,8 +19,9 @@ from ...errors import ModelIntegrityError
 from ...models.registry import PACKAGE_FOLDER, ModelCard, card, write_model
 from ...training.records import learning_curve, logged, noted
 from ..corruption import CLEAN, Corruption
-from ..dsfunet import BRIGHT, SPIKE, load_dsfunet
+from ..dsfunet import load_dsfunet
 from ..network import PUBLISHED_WIDTH, SIDE, DSFUNet, UnrolledNet
+from ..network_planes import BRIGHT, SPIKE
 from ..unrolled import load_unrolled
 from .stream import TRAINING, DiffuseStream
 from .training import HELD_OUT_BANKS, MODELS, accuracy, held_out_planes
@@ -47,12 +49,8 @@ def measure(net: nn.Module, planes: int = PLANES, side: int = SIDE, banks: Mappi
     out = {}
     for name, corruption in CASES.items():
         stream = DiffuseStream(SEED, side, corruption, evaluation=True, **banks)
-        out[name] = accuracy(net, held_out_planes(stream, planes), device, _method(net))
+        out[name] = accuracy(net, held_out_planes(stream, planes), device, KINDS[type(net).__name__].separate)
     return out
-
-
-def _method(net: nn.Module) -> Callable | None:
-    return separate_unrolled if isinstance(net, UnrolledNet) else None
 
 
 def _card_figures(found: Mapping[str, Mapping[str, float]], name: str, planes: int) -> list[dict]:
@@ -64,15 +62,10 @@ def _card_figures(found: Mapping[str, Mapping[str, float]], name: str, planes: i
     ]  # fmt: skip
 
 
-def _unrolled(run: Path, width: int) -> UnrolledNet:
-    """The averaged weights of a run of the unrolled network."""
-    return _filled(UnrolledNet(width), run, _averaged(run), f"UnrolledNet(width={width})")
-
-
-def _pair(run: Path, width: int) -> DSFUNet:
-    """The averaged generators of a run; the discriminators stay behind."""
-    weights = {k.removeprefix("pair."): v for k, v in _averaged(run).items() if k.startswith("pair.")}
-    return _filled(DSFUNet(width), run, weights, f"DSFUNet(width={width})")
+def _trained(run: Path, width: int, kind: Kind) -> nn.Module:
+    """The network of a run with its averaged weights; what was there for training alone stays behind."""
+    weights = {k.removeprefix(kind.prefix): v for k, v in _averaged(run).items() if k.startswith(kind.prefix)}
+    return _filled(kind.network(width), run, weights, f"{kind.network.__name__}(width={width})")
 
 
 def _averaged(run: Path) -> dict[str, Tensor]:
@@ -122,44 +115,61 @@ def release(run: Path, folder: Path = PACKAGE_FOLDER, version: int = 1, overwrit
     if model not in MODELS:
         known = ", ".join(f"'diffuse-{name}'" for name in MODELS)
         raise ModelIntegrityError(f"the checkpoint in {run} is of the task {state['task']!r}, expected one of {known}.")
-    width = MODELS[model][0]
-    unrolled = model == "unrolled"
-    net, name = (_unrolled if unrolled else _pair)(run, width), f"diffuse-{model}-v{version}"
+    width, kind = MODELS[model][0], KINDS["UnrolledNet" if model == "unrolled" else "DSFUNet"]
+    net, name = _trained(run, width, kind), f"diffuse-{model}-v{version}"
     for value in net.parameters():      # what ships is what is measured
         value.copy_(value.half().float() if value.ndim > 1 else value)
     found = measure(net, **size)
-    if unrolled:
-        return write_model(net.state_dict(), _unrolled_card(net, width) | {
-            "name": name, "training": _training_facts(run, state, model),
-            "figures": _card_figures(found, name, size.get("planes", PLANES)),
-        }, folder, overwrite=overwrite)  # fmt: skip
-    form = "as published" if width == PUBLISHED_WIDTH else f"at a quarter of the published width ({width})"
     return write_model(net.state_dict(), {
-        "name": name, "task": "diffuse", "title": f"DSFU-Net {form}, re-trained", "architecture": "DSFUNet",
-        "arguments": {"width": width}, "parameters": sum(p.numel() for p in net.parameters()), "default": False,
-        "input": f"plane of {SIDE} × {SIDE} pixels, 2 √(I/I_max) - 1, -1 where not measured; I_max the brightest pixel or, if "
-                 f"less, {SPIKE:g} times the {100 * (1 - BRIGHT):g} % quantile",
+        "name": name, "task": "diffuse", "architecture": kind.network.__name__,
+        "parameters": sum(p.numel() for p in net.parameters()), "default": False,
         "training": _training_facts(run, state, model), "figures": _card_figures(found, name, size.get("planes", PLANES)),
+    } | kind.words(net, width), folder, overwrite=overwrite)  # fmt: skip
+
+
+def _pair_words(net: nn.Module, width: int) -> dict:
+    form = "as published" if width == PUBLISHED_WIDTH else f"at a quarter of the published width ({width})"
+    return {
+        "title": f"DSFU-Net {form}, re-trained", "arguments": {"width": width},
+        "input": f"plane of {SIDE} × {SIDE} pixels, 2 √(I/I_max) - 1, -1 where not measured; {_TOP}",
         "reference": "Fuller & Rudden, IUCrJ 11, 34-44 (2024)",
         "notes": "Deterministic (no dropout at inference) and on the absolute scale: S has mean 1 over a zone, the product fits "
                  "the measured intensity. Trained on a small fraction of the planes of the publication, on planes with noise, "
                  "gaps, background and Bragg residues; its figures do not stand for the published weights.",
-    }, folder, overwrite=overwrite)  # fmt: skip
+    }  # fmt: skip
 
 
-def _unrolled_card(net: nn.Module, width: int) -> dict:
+def _unrolled_words(net: nn.Module, width: int) -> dict:
     return {
-        "task": "diffuse", "title": "Alternating least squares with learned denoisers, unrolled", "architecture": "UnrolledNet",
+        "title": "Alternating least squares with learned denoisers, unrolled",
         "arguments": {"width": width, "stages": net.stages},
-        "parameters": sum(p.numel() for p in net.parameters()), "default": False,
-        "input": "plane in units of I_max, the brightest pixel or, if less, "
-                 f"{SPIKE:g} times the {100 * (1 - BRIGHT):g} % quantile; which pixels were "
-                 "measured; the reciprocal lattice in the plane",
+        "input": f"plane in units of I_max; which pixels were measured; the reciprocal lattice in the plane; {_TOP}",
         "reference": "Monga, Li & Eldar, IEEE Signal Process. Mag. 38(2), 18-44 (2021), for unrolled algorithms",
         "notes": "Deterministic and on the absolute scale: S has mean 1 over its cell. Knows the lattice, which "
                  "DSFU-Net does not. No uncertainties. Fails where holes of 4 px hide the "
                  "nodes. The training stream is that of diffuse-dsfunet-w16-v1.",
     }  # fmt: skip
+
+
+_TOP = f"I_max the brightest pixel or, if less, {SPIKE:g} times the {100 * (1 - BRIGHT):g} % quantile"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of network: its class, what the names of its weights in a run begin with, how a model of the package is loaded,
+    how it separates planes in `recipe.training.accuracy` where not as DSFU-Net does, and what a card says of it."""
+
+    network: type
+    prefix: str
+    load: Callable
+    separate: Callable | None
+    words: Callable[[nn.Module, int], dict]
+
+
+KINDS = {
+    "DSFUNet": Kind(DSFUNet, "pair.", load_dsfunet, None, _pair_words),
+    "UnrolledNet": Kind(UnrolledNet, "", load_unrolled, separate_unrolled, _unrolled_words),
+}
 
 
 def main(arguments=None) -> None:
@@ -179,8 +189,8 @@ def main(arguments=None) -> None:
     if args.run is not None:
         figures = release(args.run, args.folder, args.version, args.overwrite, planes=args.planes).figures
     else:
-        load = load_unrolled if card(args.measure, args.folder).architecture == "UnrolledNet" else load_dsfunet
-        net, _ = load(args.measure, "cpu", args.folder)
+        kind = KINDS.get(card(args.measure, args.folder).architecture, KINDS["DSFUNet"])  # which says what it expected
+        net, _ = kind.load(args.measure, "cpu", args.folder)
         figures = _card_figures(measure(net, args.planes), args.measure, args.planes)
     sys.stdout.write("".join(f"{f['value']:8.4f}  {f['metric']} ({f['data']})\n" for f in figures))
 
