@@ -23,6 +23,7 @@ from crystaldl.powder.indexing.bravais import (
     niggli_cell,
     same_lattice,
 )
+from crystaldl.powder.indexing.coincidences import has_special_metric
 from crystaldl.powder.indexing.pools import IndexOptions, Lattice, LineTable, line_table
 from crystaldl.powder.indexing.staged_search import StagedSearch, alone, settled
 from crystaldl.powder.pattern import PowderPattern
@@ -360,6 +361,26 @@ def test_many_close_lines_are_indexed_with_a_large_zero_shift(pattern, shift):
     assert found._down_to_orthorhombic()
     assert same_lattice(found.found[0].niggli, niggli_cell(cell), 3e-3)
     assert found.found[0].zero == pytest.approx(shift, abs=0.03)
+
+
+def test_a_special_metric_settles_nothing(pattern):
+    """An orthorhombic cell with b/a = √3 explains all lines: those of a rhombohedral lattice, half of them too weak to be seen."""
+    lattice = lambda name, *cell: Lattice(name, np.array(cell, float), niggli_cell(cell, name[1]), 0.0, 97.0)  # noqa: E731
+    special = lattice("oP", 3.121, 3.121 * 3**0.5, 29.995, 90, 90, 90)
+    plain = lattice("oP", 3.121, 5.2, 29.995, 90, 90, 90)
+    assert has_special_metric(special) and not has_special_metric(plain)
+    assert not has_special_metric(lattice("hP", 3.121, 3.121, 29.995, 90, 90, 120)), "it has that symmetry itself"
+    for own, enough in ((special, False), (plain, True)):
+        lines = line_table(peaks_from(lines_of("oP", own.cell, 25), pattern.radiation))
+        assert settled([own], lines, IndexOptions()) == enough and alone([own], lines, IndexOptions()) == enough
+
+
+def test_kin_is_left_to_the_profile(pattern):
+    lines = line_table(peaks_from(lines_of("tP", CELLS["tP"], 25), pattern.radiation))
+    true = Lattice("tP", np.array(CELLS["tP"], float), niggli_cell(CELLS["tP"]), 0.0, 60.0)
+    double = true.cell * [1, 1, 2, 1, 1, 1]
+    found = [true, Lattice("tP", double, niggli_cell(double), 0.0, 58.0)]
+    assert alone(found, lines, IndexOptions()) and not settled(found, lines, IndexOptions())
 
 
 def test_nothing_else_is_looked_for_where_only_kin_comes_near(pattern):

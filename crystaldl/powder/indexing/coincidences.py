@@ -10,15 +10,17 @@ from itertools import permutations
 
 import numpy as np
 
-from ...physics.lattice import cell_volume
+from ...physics.lattice import cell_from_metric, cell_volume, metric_tensor
 from .autoindex_kernels import FREE
-from .bravais import BRAVAIS, derivative_index, same_lattice
+from .bravais import BRAVAIS, derivative_index, hermite_forms, lattices_of, niggli_cell, same_lattice
 
-__all__ = ["COINCIDENCE", "exact_multiples", "owes", "prices"]
+__all__ = ["COINCIDENCE", "exact_multiples", "has_special_metric", "owes", "prices"]
 
 #: relative agreement of lengths, and log-likelihood of a free parameter that could be anything and yet is what the multiple of
 #: higher symmetry makes it
 EXACT, COINCIDENCE = 1e-3, 4.0
+#: multiples of a lattice whose symmetry is looked at
+MULTIPLES = (2, 3)
 
 
 def exact_multiples(bravais, cells) -> list[tuple[int, int, int]]:
@@ -56,3 +58,16 @@ def prices(pairs, count: int) -> np.ndarray:
     for i, _, more in pairs:
         out[i] = max(out[i], COINCIDENCE * more)
     return out
+
+
+def has_special_metric(lattice) -> bool:
+    """Whether a multiple of a lattice is, exactly, of a higher symmetry: then that or a relative may be the true one.
+
+    An orthorhombic cell with b/a = √3, say, may stand for a hexagonal or rhombohedral lattice some of whose lines are not seen.
+    """
+    metric, own = metric_tensor(lattice.niggli), int(FREE[BRAVAIS[lattice.bravais][0]])
+    for form in (form for n in MULTIPLES for form in hermite_forms(n)):
+        larger = niggli_cell(cell_from_metric(form @ metric @ form.T))
+        if any(FREE[BRAVAIS[name][0]] < own for name, _ in lattices_of(larger, (EXACT, EXACT / 2))):
+            return True
+    return False

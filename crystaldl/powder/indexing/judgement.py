@@ -118,8 +118,13 @@ def unexplained(lattice: Lattice, lines: LineTable, tolerance: float = 3.5) -> n
     return misfits(lattice, lines) > tolerance * np.hypot(1.5 * lines.sigma, 0.010)
 
 
-def convincing(found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, lead: float) -> bool:
-    """Whether the best lattice explains the lines closely, nearly all of them, and far better than the next one."""
+def convincing(
+    found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, lead: float, kin: bool = True
+) -> bool:
+    """Whether the best lattice explains the lines closely, nearly all of them, and far better than the next one.
+
+    ``kin``: whether its own sub- and superlattices count as the next one.
+    """
     if not found or found[0].score < score:
         return False
     few = lines.head(options.lines)
@@ -127,19 +132,25 @@ def convincing(found: list[Lattice], lines: LineTable, options: IndexOptions, sc
     if lost.all():
         return False
     close = np.median(misfits(found[0], few)[~lost] / np.hypot(1.5 * few.sigma[~lost], 0.006)) < 1.2
-    second = found[1].score if len(found) > 1 else 0.0
-    return bool(
-        close and few.weight[lost].sum() <= max(options.impurities, 1.0) + 0.1 and found[0].score - second > lead
-    )
+    if not close or few.weight[lost].sum() > max(options.impurities, 1.0) + 0.1:
+        return False
+    return bool(found[0].score - _second(found, kin) > lead)
 
 
 def beyond_doubt(found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, lead: float) -> bool:
     """Whether no other lattice comes near the best one and its sub- and superlattices, although some lines are left over."""
     if not found or found[0].score < score:
         return False
-    best, few = found[0], lines.head(options.lines)
-    if few.weight[unexplained(best, few)].sum() > LEFT_OVER * few.weight.sum():
+    few = lines.head(options.lines)
+    if few.weight[unexplained(found[0], few)].sum() > LEFT_OVER * few.weight.sum():
         return False
-    related = (derivative_index(c.niggli, best.niggli) or derivative_index(best.niggli, c.niggli) for c in found[1:])
-    other = next((c.score for c, of_same in zip(found[1:], related, strict=True) if not of_same), 0.0)
-    return best.score - other > lead
+    return found[0].score - _second(found, kin=False) > lead
+
+
+def _second(found: list[Lattice], kin: bool) -> float:
+    """Score of the second lattice, or of the best one that is no ``kin`` of the first; 0 where there is none."""
+    best = found[0].niggli
+    for lattice in found[1:]:
+        if kin or not (derivative_index(lattice.niggli, best) or derivative_index(best, lattice.niggli)):
+            return lattice.score
+    return 0.0

@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from .bravais import derivative_index, metric_of, sparser
-from .coincidences import owes
+from .coincidences import has_special_metric, owes
 from .judgement import beyond_doubt, convincing, raised, ranked, sift, unexplained
 from .pools import IndexOptions, Lattice, LineTable, Pool
 from .trial_cells import any_lattice, boxes, high_symmetry
@@ -149,17 +149,21 @@ class StagedSearch:
 
 def settled(found: list[Lattice], lines: LineTable, options: IndexOptions, high_only: bool = False) -> bool:
     """Whether the lines tell the lattice; ``high_only``: where nothing below orthorhombic has been tried."""
-    if not found:
-        return False
-    kind = found[0].bravais[0]
-    return convincing(found, lines, options, *(FEW if kind in "cth" else HIGH if high_only or kind == "o" else LOW))
+    convince = convincing(found, lines, options, *_needed(found, high_only))
+    return convince and not has_special_metric(found[0])
 
 
 def alone(found: list[Lattice], lines: LineTable, options: IndexOptions, high_only: bool = False) -> bool:
     """Whether the lines tell the lattice or at least its kin: no other need be looked for, but the profile asked which."""
-    if settled(found, lines, options, high_only):
-        return True
-    return beyond_doubt(found, lines, options, *(ALONE_HIGH if high_only else ALONE))
+    enough = convincing(found, lines, options, *_needed(found, high_only), kin=False)
+    enough = enough or beyond_doubt(found, lines, options, *(ALONE_HIGH if high_only else ALONE))
+    return enough and not has_special_metric(found[0])
+
+
+def _needed(found: list[Lattice], high_only: bool) -> tuple[float, float]:
+    """Score and lead that convince of the best of some lattices."""
+    kind = found[0].bravais[0] if found else "a"
+    return FEW if kind in "cth" else HIGH if high_only or kind == "o" else LOW
 
 
 def _common_zero(found: list[Lattice]) -> float:
