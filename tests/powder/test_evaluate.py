@@ -180,3 +180,12 @@ def test_a_missing_shared_folder_is_one_sentence(capsys, tmp_path, only):
 def test_usage(capsys, given):
     code, out, err = run(capsys, *given)
     assert code == 2 and not out and "usage: crystaldl evaluate powder" in err
+
+
+def test_the_benchmark_of_index_prints_its_table():
+    """One random triclinic crystal of the kind that is found."""
+    from crystaldl.powder.recipe import benchmark
+
+    rows = benchmark.main(["--count", "1", "--seeds", "0", "--systems", "triclinic", "--sample", "fine"]).splitlines()
+    assert len(rows) == 2 and rows[1].split()[:2] == ["triclinic", "1"]
+    assert float(rows[1].split()[3].rstrip("%")) == 100.0, "among the first three"

@@ -32,6 +32,10 @@ CONDITIONS = Conditions(
     cu_share=1.0, unstripped_share=0.0, instrument_fwhm=(0.04, 0.12), size=(300.0, 4000.0), strain=(1e-5, 1.5e-3),
     second_phase_share=0.0, peak_to_noise=(50.0, 1000.0), cut_share=0.0,
 )  # fmt: skip
+#: the same with a well crystallised, well ground sample: lines of 0.05 to 0.15°, true intensities, quieter
+FINE = replace(CONDITIONS, instrument_fwhm=(0.04, 0.10), size=(800.0, 5000.0), strain=(1e-5, 5e-4),
+               peak_to_noise=(100.0, 2000.0), grain_sigma=0.15)  # fmt: skip
+SAMPLES = {"any": CONDITIONS, "fine": FINE}
 #: space groups of random crystals, as common in nature
 _GROUPS = {"monoclinic": (14, 14, 14, 15, 12, 4, 11, 5, 9), "triclinic": (1, 2, 2)}
 
@@ -199,13 +203,17 @@ def main(arguments=None) -> str:
     parser.add_argument("--count", type=int, default=30, help="patterns of each crystal system")
     parser.add_argument("--systems", nargs="+", choices=CRYSTAL_SYSTEMS, default=CRYSTAL_SYSTEMS)
     parser.add_argument("--second-phase", type=float, default=0.0, help="strongest line of a second phase over the first's")
+    parser.add_argument("--sample", choices=SAMPLES, default="any", help="any, or a well crystallised and ground one")
+    parser.add_argument("--draw", type=int, default=1, help="which crystals are drawn, and the seeds of their patterns")
     parser.add_argument("--seeds", type=int, default=3, help="random crystals of each hard case; 0 leaves them out")
     args = parser.parse_args(arguments)
-    chosen = [(s, c) for s, c in choose_crystals(args.library, args.count) if s in args.systems] if args.count else []
+    drawn = choose_crystals(args.library, args.count, args.draw) if args.count else []
+    chosen = [(s, c) for s, c in drawn if s in args.systems]
     rng = np.random.default_rng(5)
     seconds = [chosen[rng.integers(len(chosen))][1] if args.second_phase else None for _ in chosen]
+    seed, conditions = 1000 + 9000 * (args.draw - 1), SAMPLES[args.sample]
     outcomes = [
-        try_pattern(s, c, simulated_pattern(c, 1000 + i, second=other, share=args.second_phase))
+        try_pattern(s, c, simulated_pattern(c, seed + i, conditions, second=other, share=args.second_phase))
         for i, ((s, c), other) in enumerate(zip(chosen, seconds, strict=True))
     ]
     parts = [success_table(outcomes)] if outcomes else []
