@@ -68,6 +68,9 @@ class StagedSearch:
         ``end``: reading of `time.monotonic` after which no other zero shift is tried.
         """
         step, waiting = self._step, [0.0, *(f * self._step for f in (-1.2, 1.2, -2.4, 2.4))]
+        likely = _common_zero(self.found)
+        if abs(likely) > step:
+            waiting.insert(0, likely)
         while waiting and self._low:
             zero = waiting.pop(0)
             self.report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
