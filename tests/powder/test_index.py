@@ -373,6 +373,10 @@ def test_a_special_metric_settles_nothing(pattern):
     for own, enough in ((special, False), (plain, True)):
         lines = line_table(peaks_from(lines_of("oP", own.cell, 25), pattern.radiation))
         assert settled([own], lines, IndexOptions()) == enough and alone([own], lines, IndexOptions()) == enough
+    hexagonal = lattice("hP", 6.242, 6.242, 29.995, 90, 90, 120)
+    lines = line_table(peaks_from(lines_of("oP", special.cell, 25), pattern.radiation))
+    found = [special, replace(hexagonal, score=96.0)]
+    assert alone(found, lines, IndexOptions()) and not settled(found, lines, IndexOptions()), "the profile tells the two"
 
 
 def test_kin_is_left_to_the_profile(pattern):

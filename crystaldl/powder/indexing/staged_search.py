@@ -160,7 +160,9 @@ def alone(found: list[Lattice], lines: LineTable, options: IndexOptions, high_on
     """Whether the lines tell the lattice or at least its kin: no other need be looked for, but the profile asked which."""
     enough = convincing(found, lines, options, *_needed(found, high_only), kin=False)
     enough = enough or beyond_doubt(found, lines, options, *(ALONE_HIGH if high_only else ALONE))
-    return enough and not has_special_metric(found[0])
+    if not enough or not has_special_metric(found[0]):
+        return enough
+    return any(owes(found[0], other) for other in found[1:])  # what makes it special is there
 
 
 def _needed(found: list[Lattice], high_only: bool) -> tuple[float, float]:
