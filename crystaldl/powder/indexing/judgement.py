@@ -119,11 +119,11 @@ def unexplained(lattice: Lattice, lines: LineTable, tolerance: float = 3.5) -> n
 
 
 def convincing(
-    found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, lead: float, kin: bool = True
+    found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, lead: float, apart: float
 ) -> bool:
     """Whether the best lattice explains the lines closely, nearly all of them, and far better than the next one.
 
-    ``kin``: whether its own sub- and superlattices count as the next one.
+    ``lead``, ``apart``: over the next lattice, and over the next one that is neither sub- nor superlattice of it.
     """
     if not found or found[0].score < score:
         return False
@@ -134,17 +134,18 @@ def convincing(
     close = np.median(misfits(found[0], few)[~lost] / np.hypot(1.5 * few.sigma[~lost], 0.006)) < 1.2
     if not close or few.weight[lost].sum() > max(options.impurities, 1.0) + 0.1:
         return False
-    return bool(found[0].score - _second(found, kin) > lead)
+    best = found[0].score
+    return bool(best - _second(found, kin=True) > lead and best - _second(found, kin=False) > apart)
 
 
-def beyond_doubt(found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, lead: float) -> bool:
+def beyond_doubt(found: list[Lattice], lines: LineTable, options: IndexOptions, score: float, apart: float) -> bool:
     """Whether no other lattice comes near the best one and its sub- and superlattices, although some lines are left over."""
     if not found or found[0].score < score:
         return False
     few = lines.head(options.lines)
     if few.weight[unexplained(found[0], few)].sum() > LEFT_OVER * few.weight.sum():
         return False
-    return found[0].score - _second(found, kin=False) > lead
+    return found[0].score - _second(found, kin=False) > apart
 
 
 def _second(found: list[Lattice], kin: bool) -> float:

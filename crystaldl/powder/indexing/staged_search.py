@@ -20,9 +20,10 @@ __all__ = ["StagedSearch", "alone", "settled"]
 
 #: the strongest lines, which make trial cells too: low-angle lines may be those of a second phase
 STRONG = 14
-#: score and lead that convince: of cells with one or two free parameters, which few lines settle, of orthorhombic and of other ones
-FEW, HIGH, LOW = (30.0, 6.0), (40.0, 6.0), (30.0, 8.0)
-#: the same where lines are left over and the lead is over lattices that are no kin of the best; where nothing low was tried
+#: score, lead, and lead over lattices that are no kin of the best, that convince: of cells with one or two free parameters, which
+#: few lines settle, of orthorhombic and of other ones
+FEW, HIGH, LOW = (30.0, 6.0, 6.0), (40.0, 6.0, 15.0), (30.0, 8.0, 8.0)
+#: score and lead over others than kin where lines are left over; where nothing below orthorhombic was tried
 ALONE, ALONE_HIGH = (75.0, 15.0), (100.0, 20.0)
 
 
@@ -158,15 +159,16 @@ def settled(found: list[Lattice], lines: LineTable, options: IndexOptions, high_
 
 def alone(found: list[Lattice], lines: LineTable, options: IndexOptions, high_only: bool = False) -> bool:
     """Whether the lines tell the lattice or at least its kin: no other need be looked for, but the profile asked which."""
-    enough = convincing(found, lines, options, *_needed(found, high_only), kin=False)
+    score, _, apart = _needed(found, high_only)
+    enough = convincing(found, lines, options, score, -np.inf, apart)
     enough = enough or beyond_doubt(found, lines, options, *(ALONE_HIGH if high_only else ALONE))
     if not enough or not has_special_metric(found[0]):
         return enough
     return any(owes(found[0], other) for other in found[1:])  # what makes it special is there
 
 
-def _needed(found: list[Lattice], high_only: bool) -> tuple[float, float]:
-    """Score and lead that convince of the best of some lattices."""
+def _needed(found: list[Lattice], high_only: bool) -> tuple[float, float, float]:
+    """Score and leads that convince of the best of some lattices."""
     kind = found[0].bravais[0] if found else "a"
     return FEW if kind in "cth" else HIGH if high_only or kind == "o" else LOW
 

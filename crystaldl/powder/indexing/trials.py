@@ -172,7 +172,7 @@ def trial_lattices(
     cells = sift(_seeds(quick) + few_high + known, lines, _OPTIONS)
     by_lines = raised(cells, lines, _OPTIONS) if len(cells) else cells
     found = ranked(by_lines, _OPTIONS)
-    if convincing(found, lines, _OPTIONS, 40.0, 6.0):
+    if convincing(found, lines, _OPTIONS, 40.0, 6.0, 6.0):
         by_lines += _smaller(found, lines)
         trials = _trials([trial for name in BRAVAIS for trial in _of_lines(by_lines, name, lines)], lines)
     else:
