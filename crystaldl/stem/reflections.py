@@ -1,0 +1,256 @@
+"""The disks of a pattern as `crystaldl.stem.network.FactorNet` reads them, to tell |V_g| of each from all of them together.
+
+Fast electrons in a crystal obey ``A_gh = U_{g-h}`` beside the excitation errors on the diagonal (De Graef, Introduction to
+Conventional TEM, 2003, chapter 5): what reaches disk g comes from every disk h through the reflection g - h. Thickness, tilt
+and excitation errors are not known, but all disks of a pattern have them in common, and show them: the filling of a disk is the
+rocking curve of its reflection, I(s) with s = s_0 + g·α across the disk, and a tilt takes one of a Friedel pair nearer to the
+Ewald sphere and the other away from it. So the network sees for every disk its intensity, that of its partner and the moments
+of its filling along g, and for every pair of disks g, h the intensity of g - h.
+
+Nothing is calibrated: lengths are in disk radii, intensities in shares of all disks of the pattern.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ORDERS = ((1, 1), (2, 0), (2, 2), (3, 1), (3, 3), (4, 0), (4, 2), (4, 4))  # (n, m) of the Zernike polynomials
+TURNED = [i for i, (_, m) in enumerate(ORDERS) if m]  # those that tell along g from across it
+CELL, TOLERANCE = 0.4, 0.4  # radii: of the grid that disks are looked up in, and how far from its node a disk may lie
+TOKENS, PAIRS = 16 + len(ORDERS) + len(TURNED), 6
+BRIGHTEST = 8  # candidates for the direct beam
+CENTRAL = 0.5  # of half the shorter side: how far from the middle the direct beam is expected
+FEWEST = 6  # disks of a pattern that tells anything
+PAIRS_AT_ONCE = 400_000
+
+
+@dataclass
+class Reflections:
+    """Disks of patterns, the direct beam first.
+
+    Attributes
+    ----------
+    g : (B, N, 2), from the direct beam, disk radii
+    intensity : (B, N), any unit
+    significance : (B, N), intensity over its standard uncertainty
+    moments : (B, N, 8) complex, of the filling over its mean (`rocking_moments`)
+    valid : (B, N) bool, where there is a disk
+    """
+
+    g: Tensor
+    intensity: Tensor
+    significance: Tensor
+    moments: Tensor
+    valid: Tensor
+
+
+def zernike(y: Tensor, x: Tensor) -> Tensor:
+    """(…, 8) ``R_n^m(r) exp(-i m φ)`` of `ORDERS`, of mean square 1 over the unit disk; φ from axis 0 (y) towards axis 1."""
+    r, angle = torch.hypot(y, x), torch.atan2(x, y)
+    out = []
+    for n, m in ORDERS:
+        radial = torch.zeros_like(r)
+        for k in range((n - m) // 2 + 1):
+            below = math.factorial(k) * math.factorial((n + m) // 2 - k) * math.factorial((n - m) // 2 - k)
+            radial = radial + (-1) ** k * math.factorial(n - k) / below * r ** (n - 2 * k)
+        out.append(math.sqrt(n + 1) * torch.polar(radial, -m * angle))
+    return torch.stack(out, -1)
+
+
+def rocking_moments(patterns: Tensor, pattern: Tensor, positions: Tensor, radius: float, total: Tensor) -> Tensor:
+    """Zernike moments (N, 8) of the filling of disks over its mean, in the frame of the detector.
+
+    Parameters
+    ----------
+    patterns : (B, H, W), NaN where not measured
+    pattern : (N,) int, of each disk
+    positions : (N, 2), px
+    radius : float, px
+    total : (N,)
+        Intensity above the background, whose mean over the disk is taken away.
+    """
+    height, width = patterns.shape[1:]
+    n = math.ceil(radius + 1)
+    axis = torch.arange(-n, n + 1, device=patterns.device)
+    window = torch.cartesian_prod(axis, axis)
+    window = window[window.float().norm(dim=1) <= n]
+    at = positions.round().long()[:, None] + window
+    y, x = ((at - positions[:, None]) / radius).unbind(2)
+    r = torch.hypot(y, x)
+    inside = (at >= 0).all(2) & (at[..., 0] < height) & (at[..., 1] < width)
+    values = patterns[pattern[:, None], at[..., 0].clamp(0, height - 1), at[..., 1].clamp(0, width - 1)]
+    weight = (radius * (1 - r) + 0.5).clamp(0, 1) * inside * torch.isfinite(values)
+    values, area = torch.nan_to_num(values), weight.sum(1, keepdim=True).clamp_min(1)
+    mean = (weight * values).sum(1, keepdim=True) / area
+    beyond = r.clamp_min(1)
+    functions = zernike(y / beyond, x / beyond)
+    filling = total / (math.pi * radius**2)
+    moments = ((weight * (values - mean) / area).to(functions.dtype)[:, None] @ functions)[:, 0]
+    return moments / filling.clamp_min(1e-20)[:, None]
+
+
+def differences(g: Tensor, valid: Tensor) -> Tensor:
+    """(B, N, N) number of the disk at ``g_i - g_j`` of the same pattern, -1 where there is none.
+
+    Disks are looked up in a grid of cells, which takes N² steps for a pattern rather than N³.
+    """
+    b, n = valid.shape
+    half = int((g.abs() * valid[..., None]).amax() / CELL) + 3
+    side = 2 * half + 1
+    table = torch.full((b, side * side), -1, dtype=torch.long, device=g.device)
+    cell = torch.where(valid[..., None], (g / CELL).round(), 0.0).long() + half
+    number = torch.arange(n, device=g.device).expand(b, n)
+    rows = torch.arange(b, device=g.device)[:, None].expand(b, n)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            index = (cell[..., 0] + dy) * side + cell[..., 1] + dx
+            table[rows[valid], index[valid]] = number[valid]
+    wanted = g[:, :, None] - g[:, None]
+    at = (wanted / CELL).round().long() + half
+    there = ((at >= 0) & (at < side)).all(3) & valid[:, :, None] & valid[:, None]
+    index = torch.where(there, at[..., 0] * side + at[..., 1], 0)
+    found = torch.where(there, table.gather(1, index.reshape(b, -1)).reshape(b, n, n), -1)
+    place = torch.gather(g, 1, found.clamp_min(0).reshape(b, -1, 1).expand(-1, -1, 2)).reshape(b, n, n, 2)
+    return torch.where((place - wanted).norm(dim=3) < TOLERANCE, found, -1)
+
+
+def features(r: Reflections) -> tuple[Tensor, Tensor]:
+    """What the network reads: of disks (B, N, `TOKENS`), and of pairs of them (B, N, N, `PAIRS`)."""
+    b, n = r.valid.shape
+    share = torch.where(r.valid, r.intensity.clamp_min(0), 0.0)
+    share = share / share.sum(1, keepdim=True).clamp_min(1e-30)
+    beside = differences(r.g, r.valid)
+    between = torch.where(beside >= 0, 1.0, 0.0)
+    opposite = beside[:, 0]
+    paired, opposite = opposite >= 0, opposite.clamp_min(0)
+    other = torch.where(paired, share.gather(1, opposite), share)
+    mean_of_pair = 0.5 * (share + other)
+    coupling = between * mean_of_pair.gather(1, beside.clamp_min(0).reshape(b, -1)).reshape(b, n, n)
+    return _of_disks(r, share, other, paired, coupling), _of_pairs(r, coupling, between)
+
+
+def _of_disks(r: Reflections, share: Tensor, other: Tensor, paired: Tensor, coupling: Tensor) -> Tensor:
+    """Shares (B, N) of the disks and of their Friedel partners, where ``paired``; coupling (B, N, N)."""
+    strength, partner, both = ((a + 1e-7).log() for a in (share, other, 0.5 * (share + other)))
+    length, lengths, shortest = _lengths(r)
+    reflection = r.valid.clone()
+    reflection[:, 0] = False
+    count = reflection.sum(1, keepdim=True).clamp_min(1).float()
+    typical = (strength * reflection).sum(1, keepdim=True) / count
+    # what reaches a disk by way of others: sums over h of I_h I_{g-h}, the direct beam and the disk itself left out
+    by_way = coupling * share[:, None]
+    by_way = by_way * (1 - torch.eye(by_way.shape[1], device=share.device))
+    by_way[:, :, 0] = 0
+    twice, amplitude = (by_way.sum(2) + 1e-9).log(), (by_way.sqrt().sum(2) + 1e-5).log()
+    middle = (share[..., None] * torch.where(r.valid[..., None], r.g, 0.0)).sum(1, keepdim=True) / lengths[..., None]
+    tilted = (middle * r.g).sum(2) / lengths
+    columns = (
+        strength / 3, (strength - typical) / 2, partner / 3, (strength - partner).clamp(-4, 4), paired.float(),
+        (both - typical) / 2, length / 15, (length / shortest).clamp(0, 20) / 8, length / lengths - 1, r.significance.clamp_min(0.1).log() / 3,
+        (twice - strength) / 4, amplitude / 3, tilted, middle.norm(dim=2).expand_as(share),
+        strength[:, :1].expand_as(share) / 2, count.log().expand_as(share) - 4,
+    )  # fmt: skip
+    angle = torch.atan2(r.g[..., 1], r.g[..., 0])[..., None] * torch.tensor([m for _, m in ORDERS], device=share.device)
+    along = r.moments * torch.polar(torch.ones_like(angle), angle)
+    out = torch.cat([torch.stack(columns, 2), torch.asinh(2 * along.real), torch.asinh(2 * along.imag[..., TURNED])], 2)
+    return torch.where(r.valid[..., None], out, 0.0)
+
+
+def _of_pairs(r: Reflections, coupling: Tensor, between: Tensor) -> Tensor:
+    length, _, shortest = _lengths(r)
+    both = r.valid[:, :, None] & r.valid[:, None]
+    apart = (r.g[:, :, None] - r.g[:, None]).norm(dim=3)
+    opposed = (r.g[:, :, None] + r.g[:, None]).norm(dim=3)
+    unit = r.g / length.clamp_min(1e-6)[..., None]
+    columns = (
+        torch.where(between > 0, (coupling + 1e-7).log() / 3 + 2, -3.0), between, torch.exp(-(opposed**2)),
+        unit @ unit.transpose(1, 2), torch.exp(-apart / shortest[:, :, None]),
+        ((length[:, :, None] + 0.5) / (length[:, None] + 0.5)).log(),
+    )  # fmt: skip
+    return torch.where(both[..., None], torch.stack(columns, 3), 0.0)
+
+
+def _lengths(r: Reflections) -> tuple[Tensor, Tensor, Tensor]:
+    """|g| (B, N), 0 without a disk, its mean and its least value (B, 1) over the reflections."""
+    length = torch.where(r.valid, r.g.norm(dim=2), 0.0)
+    reflection = r.valid.clone()
+    reflection[:, 0] = False
+    mean = (length * reflection).sum(1, keepdim=True) / reflection.sum(1, keepdim=True).clamp_min(1)
+    shortest = torch.where(reflection, length, 100.0).amin(1, keepdim=True)
+    return length, mean.clamp_min(1e-3), shortest.clamp_min(1e-3)
+
+
+def direct_beam(positions: Tensor, intensity: Tensor, valid: Tensor, shape: tuple[int, int], radius: float) -> Tensor:
+    """(B,) number of each pattern's direct beam: bright, not far from the middle, and the disks lie symmetrically about it.
+
+    Parameters
+    ----------
+    positions, intensity, valid : (B, N, 2) px, (B, N), (B, N)
+    shape : (H, W)
+    radius : float, px
+    """
+    strength = torch.where(valid, intensity.clamp_min(0), 0.0)
+    top, which = strength.topk(min(BRIGHTEST, strength.shape[1]), dim=1)
+    centre = positions.gather(1, which[..., None].expand(-1, -1, 2))
+    far = torch.where(valid[..., None], positions, 1e6)
+    mirrored = 2 * centre[:, :, None] - far[:, None]
+    distance, nearest = torch.cdist(mirrored.reshape(len(far), -1, 2), far).min(2)
+    partner = strength.gather(1, nearest).reshape(mirrored.shape[:3])
+    hit = distance.reshape(partner.shape) < 0.4 * radius
+    others = torch.arange(strength.shape[1], device=strength.device) != which[..., None]
+    root = (strength[:, None] * others).sqrt()
+    symmetry = (torch.minimum(root, partner.sqrt()) * hit * others).sum(2) / root.sum(2).clamp_min(1e-20)
+    middle = (torch.tensor(shape, device=positions.device, dtype=positions.dtype) - 1) / 2
+    away = (centre - middle).norm(dim=2) / middle.min()
+    score = top.clamp_min(0) ** 0.25 * (symmetry + 0.02) * torch.exp(-0.5 * (away / CENTRAL) ** 2)
+    return which.gather(1, score.argmax(1, keepdim=True))[:, 0]
+
+
+@torch.inference_mode()
+def estimated_factors(
+    network, patterns: Tensor, pattern: Tensor, positions: Tensor, intensity: Tensor, significance: Tensor, radius: float
+) -> Tensor:
+    """|V_g| (N,) of disks relative to the strongest reflection of their pattern; NaN in patterns of too few disks.
+
+    The direct beam's is 1, too: V_0 is larger than all |V_g|, but a pattern does not tell by how much.
+
+    Parameters
+    ----------
+    network : FactorNet
+    patterns : (B, H, W), NaN where not measured
+    pattern, positions, intensity, significance : (N,), (N, 2) px, (N,), (N,)
+        Of fitted disks (`crystaldl.stem.peaks.refine.DiskFits`).
+    radius : float, px
+    """
+    out = torch.full((len(pattern),), float("nan"), device=patterns.device)
+    count = torch.bincount(pattern, minlength=len(patterns))
+    rows = torch.argsort(pattern, stable=True)
+    first = count.cumsum(0) - count
+    moments = rocking_moments(patterns, pattern, positions, radius, intensity)
+    order = torch.argsort(count)
+    order = order[count[order] >= FEWEST]
+    at = 0
+    while at < len(order):
+        chosen = order[at : at + max(1, PAIRS_AT_ONCE // int(count[order[at:]].amax()) ** 2)]
+        size = int(count[chosen].amax())
+        number = torch.arange(size, device=rows.device)
+        valid = number < count[chosen, None]
+        disk = rows[(first[chosen, None] + number).clamp_max(len(rows) - 1)]
+        beam = direct_beam(positions[disk], intensity[disk], valid, (patterns.shape[1], patterns.shape[2]), radius)
+        swapped = number.repeat(len(chosen), 1)  # the direct beam and the first disk change places
+        swapped[:, 0] = beam
+        swapped = swapped.scatter(1, beam[:, None], torch.zeros_like(beam)[:, None])
+        disk, valid = disk.gather(1, swapped), valid.gather(1, swapped)
+        g = (positions[disk] - positions[disk[:, :1]]) / radius
+        r = Reflections(g.float(), intensity[disk], significance[disk], moments[disk], valid)
+        value = network(*features(r), valid)
+        value[:, 0] = -torch.inf
+        value = value - torch.where(valid, value, -torch.inf).amax(1, keepdim=True)
+        value[:, 0] = 0.0
+        out[disk[valid]] = value.exp()[valid]
+        at += len(chosen)
+    return out
