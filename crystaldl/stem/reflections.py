@@ -25,6 +25,7 @@ TOKENS, PAIRS = 16 + len(ORDERS) + len(TURNED), 6
 BRIGHTEST = 8  # candidates for the direct beam
 CENTRAL = 0.5  # of half the shorter side: how far from the middle the direct beam is expected
 FEWEST = 6  # disks of a pattern that tells anything
+DIRECT_BEAM = 2.7  # V_0 over the largest |V_g|: the median of the crystals of the training stream
 PAIRS_AT_ONCE = 400_000
 
 
@@ -61,19 +62,24 @@ def zernike(y: Tensor, x: Tensor) -> Tensor:
     return torch.stack(out, -1)
 
 
-def rocking_moments(patterns: Tensor, pattern: Tensor, positions: Tensor, radius: float, total: Tensor) -> Tensor:
+def rocking_moments(
+    patterns: Tensor, pattern: Tensor, positions: Tensor, outline: tuple[float, float], total: Tensor
+) -> Tensor:
     """Zernike moments (N, 8) of the filling of disks over its mean, in the frame of the detector.
+
+    An evenly filled disk with that edge has none, nor has a background that is constant.
 
     Parameters
     ----------
     patterns : (B, H, W), NaN where not measured
     pattern : (N,) int, of each disk
     positions : (N, 2), px
-    radius : float, px
+    outline : (float, float)
+        Radius and standard deviation of the edge, px.
     total : (N,)
-        Intensity above the background, whose mean over the disk is taken away.
+        Intensity above the background.
     """
-    height, width = patterns.shape[1:]
+    (height, width), (radius, edge) = patterns.shape[1:], outline
     n = math.ceil(radius + 1)
     axis = torch.arange(-n, n + 1, device=patterns.device)
     window = torch.cartesian_prod(axis, axis)
@@ -84,13 +90,14 @@ def rocking_moments(patterns: Tensor, pattern: Tensor, positions: Tensor, radius
     inside = (at >= 0).all(2) & (at[..., 0] < height) & (at[..., 1] < width)
     values = patterns[pattern[:, None], at[..., 0].clamp(0, height - 1), at[..., 1].clamp(0, width - 1)]
     weight = (radius * (1 - r) + 0.5).clamp(0, 1) * inside * torch.isfinite(values)
-    values, area = torch.nan_to_num(values), weight.sum(1, keepdim=True).clamp_min(1)
-    mean = (weight * values).sum(1, keepdim=True) / area
+    even = torch.special.ndtr((1 - r) * radius / max(edge, 1e-2))
+    filling = (total / (math.pi * radius**2)).clamp_min(1e-20)[:, None]
+    uneven = torch.nan_to_num(values) / filling - even
+    uneven = uneven - (weight * uneven).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
     beyond = r.clamp_min(1)
     functions = zernike(y / beyond, x / beyond)
-    filling = total / (math.pi * radius**2)
-    moments = ((weight * (values - mean) / area).to(functions.dtype)[:, None] @ functions)[:, 0]
-    return moments / filling.clamp_min(1e-20)[:, None]
+    moments = ((weight * uneven).to(functions.dtype)[:, None] @ functions)[:, 0]
+    return moments / ((weight * even)[..., None] * functions.abs() ** 2).sum(1).clamp_min(1)
 
 
 def differences(g: Tensor, valid: Tensor) -> Tensor:
@@ -150,8 +157,8 @@ def _of_disks(r: Reflections, share: Tensor, other: Tensor, paired: Tensor, coup
     tilted = (middle * r.g).sum(2) / lengths
     columns = (
         strength / 3, (strength - typical) / 2, partner / 3, (strength - partner).clamp(-4, 4), paired.float(),
-        (both - typical) / 2, length / 15, (length / shortest).clamp(0, 20) / 8, length / lengths - 1, r.significance.clamp_min(0.1).log() / 3,
-        (twice - strength) / 4, amplitude / 3, tilted, middle.norm(dim=2).expand_as(share),
+        (both - typical) / 2, length / 15, (length / shortest).clamp(0, 20) / 8, length / lengths - 1,
+        r.significance.clamp_min(0.1).log() / 3, (twice - strength) / 4, amplitude / 3, tilted, middle.norm(dim=2).expand_as(share),
         strength[:, :1].expand_as(share) / 2, count.log().expand_as(share) - 4,
     )  # fmt: skip
     angle = torch.atan2(r.g[..., 1], r.g[..., 0])[..., None] * torch.tensor([m for _, m in ORDERS], device=share.device)
@@ -212,11 +219,12 @@ def direct_beam(positions: Tensor, intensity: Tensor, valid: Tensor, shape: tupl
 
 @torch.inference_mode()
 def estimated_factors(
-    network, patterns: Tensor, pattern: Tensor, positions: Tensor, intensity: Tensor, significance: Tensor, radius: float
+    network, patterns: Tensor, pattern: Tensor, positions: Tensor, intensity: Tensor, significance: Tensor,
+    outline: tuple[float, float],
 ) -> Tensor:
     """|V_g| (N,) of disks relative to the strongest reflection of their pattern; NaN in patterns of too few disks.
 
-    The direct beam's is 1, too: V_0 is larger than all |V_g|, but a pattern does not tell by how much.
+    The direct beam's is `DIRECT_BEAM`: V_0 is larger than all |V_g|, but a pattern does not tell by how much.
 
     Parameters
     ----------
@@ -224,13 +232,15 @@ def estimated_factors(
     patterns : (B, H, W), NaN where not measured
     pattern, positions, intensity, significance : (N,), (N, 2) px, (N,), (N,)
         Of fitted disks (`crystaldl.stem.peaks.refine.DiskFits`).
-    radius : float, px
-    """
+    outline : (float, float)
+        Radius and standard deviation of the edge of the probe, px.
+    """  # fmt: skip
+    radius = outline[0]
     out = torch.full((len(pattern),), float("nan"), device=patterns.device)
     count = torch.bincount(pattern, minlength=len(patterns))
     rows = torch.argsort(pattern, stable=True)
     first = count.cumsum(0) - count
-    moments = rocking_moments(patterns, pattern, positions, radius, intensity)
+    moments = rocking_moments(patterns, pattern, positions, outline, intensity)
     order = torch.argsort(count)
     order = order[count[order] >= FEWEST]
     at = 0
@@ -250,7 +260,7 @@ def estimated_factors(
         value = network(*features(r), valid)
         value[:, 0] = -torch.inf
         value = value - torch.where(valid, value, -torch.inf).amax(1, keepdim=True)
-        value[:, 0] = 0.0
+        value[:, 0] = math.log(DIRECT_BEAM)
         out[disk[valid]] = value.exp()[valid]
         at += len(chosen)
     return out

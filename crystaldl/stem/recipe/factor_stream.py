@@ -1,7 +1,8 @@
 """What `FactorNet` learns from: disks of simulated crystals as a pattern would show them, without drawing the patterns.
 
-Intensities and the moments of the fillings are those of the bank's Bloch waves. What a detector adds is drawn for each: counting
-noise, a background that falls off with |g|, its edges, disks that were overlooked. A batch is a function of (seed, step, rank).
+Intensities and the moments of the fillings are those of the bank's Bloch waves. What optics and detector add is drawn for each:
+distortion, counting noise, a background that falls off with |g|, saturation, edges, disks that were overlooked. A batch is a
+function of (seed, step, rank).
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from ..reflections import Reflections, zernike
 from ..simulate.bank import EXTENT, GRID, DiskBank
-from ..simulate.corruption import uniform
+from ..simulate.corruption import log_uniform, uniform
 from ..simulate.patterns import SceneOptions, choose_aperture, cut_apertures
 
 MOST_DISKS = 80
 THICKEST = 45.0  # nm: thicker crystals tell little
 FEWEST = 8  # disks of a pattern to learn from
-FIT_ERROR, OVERLOOKED, LARGEST = 0.01, 0.03, 30.0  # of the intensity; share of the disks; of a moment
+FIT_ERROR, UNEVEN = (-2.3, -1.0), (-2.0, -1.0)  # decimal logarithms: of errors over the intensity and over the background
+DISTORTION, SATURATED = 0.02, 0.1  # standard deviation of the components of the affine map; share of the patterns
+OVERLOOKED, LARGEST = 0.03, 30.0  # share of the disks; of a moment
 FAR = 1e4  # radii: where there is no beam
 AT_ONCE = 64
 
@@ -84,20 +87,26 @@ def clean_disks(bank: DiskBank, count: int, g: torch.Generator, held_out: bool =
 def seen(clean: CleanDisks, g: torch.Generator) -> Seen:
     """Disks as found and measured, strongest first after the direct beam; patterns with fewer than `FEWEST` are left out."""
     b, device = len(clean.g), clean.g.device
-    q = clean.g.norm(dim=2)
+    vectors = clean.g @ (torch.eye(2, device=device) + DISTORTION * torch.randn(b, 2, 2, generator=g, device=device))
+    q = vectors.norm(dim=2)
     dose = 10 ** uniform(g, 3.3, 7, b, 1)
     under = dose * 10 ** uniform(g, -5.5, -2.7, b, 1) / (1 + (q / 5) ** 2) ** uniform(g, 0.3, 1.2, b, 1)
     counts = dose * clean.intensity
-    noise = torch.sqrt(counts + 2 * under + (0.02 * under) ** 2).clamp_min(1e-6)
-    measured = counts + (noise + FIT_ERROR * counts) * torch.randn(counts.shape, generator=g, device=device)
+    limit = torch.where(uniform(g, 0, 1, b, 1) < SATURATED, log_uniform(g, 0.05, 0.8, b, 1), 1.0) * counts.amax(1, keepdim=True)
+    cut = limit / counts.clamp_min(limit)
+    counts = cut * counts
+    variance = counts + 2 * under
+    noise = torch.sqrt(variance + (10 ** uniform(g, *UNEVEN, b, 1) * under) ** 2).clamp_min(1e-6)
+    error = noise + 10 ** uniform(g, *FIT_ERROR, b, 1) * counts
+    measured = counts + error * torch.randn(counts.shape, generator=g, device=device)
     half = uniform(g, 9, 26, b, 1)  # radii, of the detector
     middle = 0.15 * half * uniform(g, -1, 1, b, 2)
-    found = (measured > uniform(g, 3.5, 6, b, 1) * noise) & ((clean.g - middle[:, None]).abs().amax(2) < half - 0.6)
+    found = (measured > uniform(g, 3.5, 6, b, 1) * noise) & ((vectors - middle[:, None]).abs().amax(2) < half - 0.6)
     found &= uniform(g, 0, 1, *q.shape) > OVERLOOKED
     found[:, 0] = True
-    relative = (torch.sqrt(counts + 2 * under).clamp_min(1) / counts.clamp_min(1e-3))[..., None]
-    error = torch.view_as_complex(torch.randn(*clean.moments.shape, 2, generator=g, device=device)) * 0.5**0.5
-    moments = clean.moments + relative * error
+    relative = (noise.clamp_min(1) / counts.clamp_min(1e-3))[..., None]
+    scatter = torch.view_as_complex(torch.randn(*clean.moments.shape, 2, generator=g, device=device)) * 0.5**0.5
+    moments = cut[..., None] * clean.moments + relative * scatter
     moments = moments * (LARGEST / moments.abs().clamp_min(LARGEST))
     order = torch.where(found, measured, -torch.inf)
     order[:, 0] = torch.inf
@@ -105,7 +114,7 @@ def seen(clean: CleanDisks, g: torch.Generator) -> Seen:
     valid = found.gather(1, order)
     keep = valid.sum(1) >= FEWEST
     order, valid, mirrored = order[keep], valid[keep], uniform(g, 0, 1, b)[keep] < 0.5
-    vectors = clean.g[keep].gather(1, order[..., None].expand(-1, -1, 2))
+    vectors = vectors[keep].gather(1, order[..., None].expand(-1, -1, 2))
     vectors[..., 1] = torch.where(mirrored[:, None], -vectors[..., 1], vectors[..., 1])
     moments = moments[keep].gather(1, order[..., None].expand(-1, -1, moments.shape[2]))
     moments = torch.where(mirrored[:, None, None], moments.conj(), moments)
