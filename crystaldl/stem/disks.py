@@ -227,7 +227,7 @@ class _Measure:
     def __init__(self, probe: Probe, options: DiskOptions, threshold: float, device, factors=None):
         from .peaks.refine import DiskFitter, FitSettings
 
-        self.factors, self.outline = factors, (probe.radius, probe.edge)
+        self.factors, self.probe = factors, probe
         self.options, self.threshold, self.radius = options, threshold, probe.radius
         self.reach = probe.radius + 2 * probe.edge + 1.5  # px, of a disk and the smoothing of the rings
         settings = FitSettings(degree=options.degree, fringes=options.fringes)
@@ -275,7 +275,7 @@ class _Measure:
 
         from .reflections import estimated_factors
 
-        value = estimated_factors(self.factors, patterns, *measured, self.outline)
+        value = estimated_factors(self.factors, patterns, *measured, own, self.probe)
         return torch.where(torch.isfinite(value), value, own).to(own.dtype)
 
     def _known(self, found, rings, count: int):

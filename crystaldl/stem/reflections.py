@@ -18,14 +18,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .probe import Probe
+
 ORDERS = ((1, 1), (2, 0), (2, 2), (3, 1), (3, 3), (4, 0), (4, 2), (4, 4))  # (n, m) of the Zernike polynomials
 TURNED = [i for i, (_, m) in enumerate(ORDERS) if m]  # those that tell along g from across it
 CELL, TOLERANCE = 0.4, 0.4  # radii: of the grid that disks are looked up in, and how far from its node a disk may lie
 TOKENS, PAIRS = 16 + len(ORDERS) + len(TURNED), 6
 BRIGHTEST = 8  # candidates for the direct beam
-CENTRAL = 0.5  # of half the shorter side: how far from the middle the direct beam is expected
+# The direct beam: weights of brightness, symmetry of the disks about it, distance from their centre of mass (1 / radius), nearness
+# to where the probe was in vacuum, fitted (multinomial logistic regression) to patterns of crystals that no figure is of.
+BRIGHT, SYMMETRIC, MASS, VACUUM = 0.8, 0.85, 0.19, 1.4
+AS_PROBE, ELSEWHERE = 2.0, 0.1  # radii: how near; how likely it is anywhere else, relative to there
+CANDIDATES, UNLIKELY = 3, 0.05  # for the direct beam that are tried, but for those of lower probability
 FEWEST = 6  # disks of a pattern that tells anything
 DIRECT_BEAM = 2.7  # V_0 over the largest |V_g|: the median of the crystals of the training stream
+PROPOSED = 0.2  # share of the logarithm that is the estimate of the network that proposed the disk
 PAIRS_AT_ONCE = 400_000
 
 
@@ -191,14 +198,15 @@ def _lengths(r: Reflections) -> tuple[Tensor, Tensor, Tensor]:
     return length, mean.clamp_min(1e-3), shortest.clamp_min(1e-3)
 
 
-def direct_beam(positions: Tensor, intensity: Tensor, valid: Tensor, shape: tuple[int, int], radius: float) -> Tensor:
-    """(B,) number of each pattern's direct beam: bright, not far from the middle, and the disks lie symmetrically about it.
+def direct_beam(positions: Tensor, intensity: Tensor, valid: Tensor, probe: Probe) -> tuple[Tensor, Tensor]:
+    """Which disks of each pattern may be the direct beam, the most probable first, and their probabilities, (B, K) each.
+
+    It is bright, near the disks' centre of mass, often where the probe was in vacuum, and disks lie symmetrically about it.
 
     Parameters
     ----------
     positions, intensity, valid : (B, N, 2) px, (B, N), (B, N)
-    shape : (H, W)
-    radius : float, px
+    probe : Probe
     """
     strength = torch.where(valid, intensity.clamp_min(0), 0.0)
     top, which = strength.topk(min(BRIGHTEST, strength.shape[1]), dim=1)
@@ -207,24 +215,31 @@ def direct_beam(positions: Tensor, intensity: Tensor, valid: Tensor, shape: tupl
     mirrored = 2 * centre[:, :, None] - far[:, None]
     distance, nearest = torch.cdist(mirrored.reshape(len(far), -1, 2), far).min(2)
     partner = strength.gather(1, nearest).reshape(mirrored.shape[:3])
-    hit = distance.reshape(partner.shape) < 0.4 * radius
+    hit = distance.reshape(partner.shape) < 0.4 * probe.radius
     others = torch.arange(strength.shape[1], device=strength.device) != which[..., None]
     root = (strength[:, None] * others).sqrt()
     symmetry = (torch.minimum(root, partner.sqrt()) * hit * others).sum(2) / root.sum(2).clamp_min(1e-20)
-    middle = (torch.tensor(shape, device=positions.device, dtype=positions.dtype) - 1) / 2
-    away = (centre - middle).norm(dim=2) / middle.min()
-    score = top.clamp_min(0) ** 0.25 * (symmetry + 0.02) * torch.exp(-0.5 * (away / CENTRAL) ** 2)
-    return which.gather(1, score.argmax(1, keepdim=True))[:, 0]
+    total = strength.sum(1, keepdim=True).clamp_min(1e-30)
+    middle = (strength[..., None] * torch.where(valid[..., None], positions, 0.0)).sum(1, keepdim=True) / total[..., None]
+    vacuum = torch.tensor(probe.centre, device=centre.device, dtype=centre.dtype)
+    away, moved = ((centre - place).norm(dim=2) / probe.radius for place in (middle, vacuum))
+    score = BRIGHT * (top / total).clamp_min(1e-9).log() + SYMMETRIC * (symmetry + 0.02).log() - MASS * away
+    score = score + VACUUM * (ELSEWHERE + torch.exp(-0.5 * (moved / AS_PROBE) ** 2)).log()
+    probability, order = torch.softmax(torch.where(top > 0, score, -torch.inf), 1).sort(1, descending=True)
+    return which.gather(1, order), probability
 
 
 @torch.inference_mode()
 def estimated_factors(
-    network, patterns: Tensor, pattern: Tensor, positions: Tensor, intensity: Tensor, significance: Tensor,
-    outline: tuple[float, float],
+    network, patterns: Tensor, pattern: Tensor, positions: Tensor, intensity: Tensor, significance: Tensor, proposed: Tensor,
+    probe: Probe,
 ) -> Tensor:
     """|V_g| (N,) of disks relative to the strongest reflection of their pattern; NaN in patterns of too few disks.
 
-    The direct beam's is `DIRECT_BEAM`: V_0 is larger than all |V_g|, but a pattern does not tell by how much.
+    A weighted geometric mean of the network's estimate and the proposing network's, which looks at one disk and its surroundings
+    and errs in other ways (`PROPOSED` was chosen on crystals that no figure is of). Where several disks may be the direct beam,
+    the network's is the mean over them by their probability. The direct beam's own is `DIRECT_BEAM`: V_0 is larger than all |V_g|,
+    but a pattern does not tell by how much.
 
     Parameters
     ----------
@@ -232,35 +247,52 @@ def estimated_factors(
     patterns : (B, H, W), NaN where not measured
     pattern, positions, intensity, significance : (N,), (N, 2) px, (N,), (N,)
         Of fitted disks (`crystaldl.stem.peaks.refine.DiskFits`).
-    outline : (float, float)
-        Radius and standard deviation of the edge of the probe, px.
+    proposed : (N,)
+        |V_g| as the network that proposed the disks estimates it.
+    probe : Probe
     """  # fmt: skip
-    radius = outline[0]
     out = torch.full((len(pattern),), float("nan"), device=patterns.device)
     count = torch.bincount(pattern, minlength=len(patterns))
     rows = torch.argsort(pattern, stable=True)
     first = count.cumsum(0) - count
-    moments = rocking_moments(patterns, pattern, positions, outline, intensity)
-    order = torch.argsort(count)
-    order = order[count[order] >= FEWEST]
-    at = 0
+    moments = rocking_moments(patterns, pattern, positions, (probe.radius, probe.edge), intensity)
+    order = torch.argsort(count, descending=True)
+    order, at = order[count[order] >= FEWEST], 0
     while at < len(order):
-        chosen = order[at : at + max(1, PAIRS_AT_ONCE // int(count[order[at:]].amax()) ** 2)]
-        size = int(count[chosen].amax())
+        size = int(count[order[at]])
+        chosen = order[at : at + max(1, PAIRS_AT_ONCE // size**2)]
         number = torch.arange(size, device=rows.device)
         valid = number < count[chosen, None]
         disk = rows[(first[chosen, None] + number).clamp_max(len(rows) - 1)]
-        beam = direct_beam(positions[disk], intensity[disk], valid, (patterns.shape[1], patterns.shape[2]), radius)
-        swapped = number.repeat(len(chosen), 1)  # the direct beam and the first disk change places
-        swapped[:, 0] = beam
-        swapped = swapped.scatter(1, beam[:, None], torch.zeros_like(beam)[:, None])
-        disk, valid = disk.gather(1, swapped), valid.gather(1, swapped)
-        g = (positions[disk] - positions[disk[:, :1]]) / radius
-        r = Reflections(g.float(), intensity[disk], significance[disk], moments[disk], valid)
-        value = network(*features(r), valid)
-        value[:, 0] = -torch.inf
-        value = value - torch.where(valid, value, -torch.inf).amax(1, keepdim=True)
-        value[:, 0] = math.log(DIRECT_BEAM)
-        out[disk[valid]] = value.exp()[valid]
+        disks = Reflections(positions[disk].float() / probe.radius, *(a[disk] for a in (intensity, significance, moments)), valid)
+        beams, probability = direct_beam(positions[disk], intensity[disk], valid, probe)
+        value = _over_beams(network, disks, beams[:, :CANDIDATES], probability[:, :CANDIDATES])
+        value = (1 - PROPOSED) * value + PROPOSED * proposed[disk].clamp_min(1e-4).log()
+        direct = number == beams[:, :1]
+        value = value - torch.where(valid & ~direct, value, -torch.inf).amax(1, keepdim=True)
+        out[disk[valid]] = torch.where(direct, DIRECT_BEAM, value.exp())[valid]
         at += len(chosen)
     return out
+
+
+def _over_beams(network, disks: Reflections, beams: Tensor, probability: Tensor) -> Tensor:
+    """(B, N) mean of the network's ln |V_g| over what may be the direct beam; ``disks.g`` from any origin."""
+    total, weights = torch.zeros_like(disks.intensity), torch.zeros_like(disks.intensity)
+    columns = torch.arange(disks.valid.shape[1], device=beams.device)
+    for k in range(beams.shape[1]):
+        rows = (probability[:, k] > UNLIKELY).nonzero()[:, 0] if k else torch.arange(len(beams), device=beams.device)
+        if len(rows) == 0:
+            break
+        beam = beams[rows, k, None]
+        swapped = columns.repeat(len(rows), 1)  # the direct beam and the first disk change places
+        swapped[:, 0] = beam[:, 0]
+        swapped = swapped.scatter(1, beam, 0)
+        g, intensity, significance, moments, valid = (
+            getattr(disks, name)[rows[:, None], swapped] for name in ("g", "intensity", "significance", "moments", "valid")
+        )
+        value = network(*features(Reflections(g - g[:, :1], intensity, significance, moments, valid)), valid)
+        value = value.gather(1, swapped)  # changing places twice
+        weight = probability[rows, k, None] * (columns != beam)
+        total[rows] += weight * value
+        weights[rows] += weight
+    return total / weights.clamp_min(1e-9)

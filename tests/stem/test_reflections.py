@@ -11,6 +11,7 @@ from crystaldl.models.registry import card, default
 from crystaldl.stem.detect import FACTORS, load_network
 from crystaldl.stem.disks import DiskOptions, find_disks
 from crystaldl.stem.network import FactorNet
+from crystaldl.stem.probe import Probe
 from crystaldl.stem.recipe.benchmark import benchmark
 from crystaldl.stem.recipe.factor_stream import clean_disks, generator, parts_of_like_size, seen
 from crystaldl.stem.recipe.factor_training import SMOKE_ARGUMENTS, FactorTask, asked, factor_loss, rank_correlation
@@ -31,6 +32,7 @@ from crystaldl.stem.reflections import (
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
+PROBE = Probe.synthetic(5.0, (256, 256))
 
 
 def lattice(n=3, spacing=3.0, seed=0):
@@ -103,7 +105,9 @@ def test_the_direct_beam_need_not_be_the_brightest_disk():
     _, r = lattice()
     positions, intensity = 12 * r.g + 128, torch.exp(-0.1 * r.g.norm(dim=2))
     intensity[0, 3] = 1.5
-    assert int(intensity.argmax()) == 3 and direct_beam(positions, intensity, r.valid, (256, 256), 5.0).tolist() == [0]
+    beams, probability = direct_beam(positions, intensity, r.valid, PROBE)
+    assert int(intensity.argmax()) == 3 and beams[0, 0] == 0
+    assert probability.sum() == pytest.approx(1) and (probability.diff() <= 0).all()
 
 
 def test_patterns_stand_for_themselves():
@@ -116,15 +120,15 @@ def test_patterns_stand_for_themselves():
     pattern = torch.tensor([0] * n + [1] * few + [2] * (n - 9))
     intensity, significance = torch.tensor(rng.uniform(10, 1e4, (2, len(pattern)))).float()
     intensity[[0, n, n + few]] = 1e5
-    value = estimated_factors(network, patterns, pattern, positions, intensity, significance, (5.0, 0.5))
+    proposed = torch.tensor(rng.uniform(0.1, 1, len(pattern))).float()
+    value = estimated_factors(network, patterns, pattern, positions, intensity, significance, proposed, PROBE)
     assert torch.isnan(value[pattern == 1]).all() and torch.isfinite(value[pattern != 1]).all()
     for p in (0, 2):
         mine = pattern == p
         assert value[mine].sort(descending=True)[0][:2].tolist() == pytest.approx([DIRECT_BEAM, 1.0])
         assert value[mine].argmax() == 0
-        alone = estimated_factors(
-            network, patterns[p : p + 1], 0 * pattern[mine], positions[mine], intensity[mine], significance[mine], (5.0, 0.5)
-        )
+        measured = (a[mine] for a in (positions, intensity, significance, proposed))
+        alone = estimated_factors(network, patterns[p : p + 1], 0 * pattern[mine], *measured, PROBE)
         assert torch.allclose(alone, value[mine], atol=1e-4)
 
 
@@ -198,7 +202,7 @@ def test_factor_training_learns_and_resumes_exactly(tmp_path, small_bank):
 def test_a_factor_network_ships():
     entry = card(default(FACTORS))
     assert entry.architecture == "FactorNet" and entry.bytes < 1_000_000
-    assert sum(p.numel() for p in load_network(entry.name, "cpu").parameters()) == entry.parameters
+    assert sum(p.numel() for p in load_network(entry.name, "cpu")[0].parameters()) == entry.parameters
     assert entry.figures and all(entry.name in f["command"] and np.isfinite(f["value"]) for f in entry.figures)
 
 
