@@ -94,10 +94,12 @@ def bloch_ranks(
                 asked = (which > 0) & (v[which] > EXTINCT)
                 ranks[name].append(_rank(value[rows[asked]], v[which[asked]], np.ones(asked.sum(), dtype=bool)))
     t = np.array(thickness)
-    return {
-        name: tuple(float(np.nanmean(np.array(r)[(t > low) & (t <= high)])) for low, high in THICKNESSES)
-        for name, r in ranks.items()
-    }
+    return {name: tuple(_mean(np.array(r)[(t > low) & (t <= high)]) for low, high in THICKNESSES) for name, r in ranks.items()}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is finite; NaN where nothing is."""
+    return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float("nan")
 
 
 def _rank(values: np.ndarray, v: np.ndarray, rows: np.ndarray) -> float:
