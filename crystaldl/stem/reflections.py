@@ -33,7 +33,7 @@ CANDIDATES, UNLIKELY = 3, 0.05  # for the direct beam that are tried, but for th
 FEWEST = 6  # disks of a pattern that tells anything
 DIRECT_BEAM = 2.7  # V_0 over the largest |V_g|: the median of the crystals of the training stream
 PROPOSED = 0.2  # share of the logarithm that is the estimate of the network that proposed the disk
-PAIRS_AT_ONCE = 400_000
+PAIRS_AT_ONCE, LIKE = 400_000, 0.7  # and the share of the most disks that patterns at once have at least
 
 
 @dataclass
@@ -261,6 +261,7 @@ def estimated_factors(
     while at < len(order):
         size = int(count[order[at]])
         chosen = order[at : at + max(1, PAIRS_AT_ONCE // size**2)]
+        chosen = chosen[count[chosen] >= LIKE * size]  # the others would be filled up with nothing
         number = torch.arange(size, device=rows.device)
         valid = number < count[chosen, None]
         disk = rows[(first[chosen, None] + number).clamp_max(len(rows) - 1)]
