@@ -87,7 +87,8 @@ def add_train(wings: Any) -> None:
     parser = wings.add_parser(
         "stem",
         help="the networks behind DataCube.find_bragg_disks(method='fcunet')",
-        description="Train a disk network on simulated patterns. Under torchrun, one process per device.",
+        description="Train a network on simulated patterns: --model disknet (the default) or fcunet, which find disks, or "
+        "factornet, which tells |V_g| of the disks found. Under torchrun, one process per device.",
     )
     add_training_options(parser)
     parser.set_defaults(run=_train)

@@ -1,7 +1,7 @@
 """Networks as proposers of disks: from patterns to `Candidates`, for shipped models and for networks in training.
 
 |V_g| of a candidate is relative to the strongest reflection of its pattern other than the direct beam, as the network
-estimates it.
+estimates it. Once disks are measured, another network tells it better (`factor_model`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .probe import Probe
 LOW = 0.05  # candidates of lower confidence are never looked at
 THRESHOLD = 0.5  # operating points of networks without a card: of a probability,
 FCUNET_THRESHOLD = 0.1  # and of |V_g|
+FACTORS = "stem-factors"  # the task of networks that tell |V_g| of measured disks
 FCUNET_PASSES = 1
 FCUNET_MOST = 1024  # px: larger patterns would lose their disks in scaling
 FCUNET_RADIUS = 6.5  # px, of the largest disks it is trained on
@@ -49,7 +50,7 @@ def detector(model, network, probe: Probe, shape, options: DiskOptions, device):
         module, point = network.to(device).eval(), {}
     else:
         name = _model_name(model)
-        module, point = _load(name, str(device))
+        module, point = load_network(name, str(device))
     if isinstance(module, FCUNet):
         found = FCUNetDetector(module, probe, shape, options, device, int(point.get("passes", FCUNET_PASSES)))
     elif isinstance(module, DiskNet):
@@ -77,7 +78,7 @@ def _model_name(model: str | None) -> str:
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, device: str):
+def load_network(name: str, device: str):
     """The network of a shipped model in evaluation mode and its operating point, kept for the next call."""
     from ..models.registry import card, load_weights
     from . import network as architectures
@@ -86,6 +87,16 @@ def _load(name: str, device: str):
     module = getattr(architectures, entry.architecture)(**entry.arguments)
     module.load_state_dict(load_weights(name))
     return module.to(device).eval(), entry.operating_point
+
+
+def factor_model(architecture: str, options: DiskOptions) -> str | None:
+    """Name of the shipped model that tells |V_g| of measured disks (`crystaldl.stem.reflections`).
+
+    None where the method's own estimate stays: of networks other than `DiskNet`, without refinement, or where none ships.
+    """
+    from ..models.registry import available, default
+
+    return default(FACTORS) if architecture == "DiskNet" and options.refine and available(FACTORS) else None
 
 
 class DiskNetDetector:

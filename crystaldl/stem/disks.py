@@ -40,8 +40,8 @@ class Disks:
     sigma : (N, 2) float64
         Their standard uncertainties, px.
     intensity : (N,) float64
-        Sum of the disk above its background in units of the data; with a network, its estimate of |V_g| relative to
-        the strongest reflection's (`crystaldl.stem.detect`).
+        Sum of the disk above its background in units of the data; with a network, an estimate of |V_g| relative to
+        the strongest reflection's (`crystaldl.stem.reflections`, `crystaldl.stem.detect`).
     confidence : (N,) float64
         Probability-like, 0 to 1, that there is a disk.
     n_patterns : int
@@ -107,6 +107,7 @@ def find_disks(
     device: str = "auto",
     batch_size: int | None = None,
     network=None,
+    factors=None,
 ) -> Disks:
     """Find and measure the Bragg disks of diffraction patterns.
 
@@ -127,6 +128,8 @@ def find_disks(
         Patterns at once; by default as many as suit the device. Halved where memory runs out.
     network : torch module, optional
         A network in place of a shipped model (`crystaldl.stem.network`), e.g. one just trained.
+    factors : FactorNet or False, optional
+        What tells |V_g| of the refined disks that a DiskNet proposed; by default the shipped one. False: the DiskNet itself.
 
     Returns
     -------
@@ -151,7 +154,7 @@ def find_disks(
         raise ValueError(f"batch_size is {batch_size!r}; expected a positive integer, or None.")
     target = resolve_device(device)
     propose, threshold = _proposer(method, model, network, probe, patterns.shape[1:], options, target)
-    measure = _Measure(probe, options, threshold, target)
+    measure = _Measure(probe, options, threshold, target, _factors(propose, factors, options, target))
     per_pattern = patterns.shape[1] * patterns.shape[2]
     batch_size = batch_size or max(1, PIXELS_AT_ONCE[target.type] // per_pattern)
     parts = []
@@ -206,12 +209,25 @@ def _proposer(method, model, network, probe, shape, options, device) -> tuple[Ca
     return found, threshold if options.min_confidence is None else options.min_confidence
 
 
+def _factors(propose, factors, options: DiskOptions, device):
+    """The network that tells |V_g| of measured disks; None where the method's own estimate stays."""
+    from .detect import DiskNetDetector, factor_model, load_network
+
+    if factors is False or not isinstance(propose, DiskNetDetector):
+        return None
+    if factors is not None:
+        return factors.to(device).eval() if options.refine else None
+    name = factor_model("DiskNet", options)
+    return None if name is None else load_network(name, str(device))[0]
+
+
 class _Measure:
     """Candidates in, `Disks` out."""
 
-    def __init__(self, probe: Probe, options: DiskOptions, threshold: float, device):
+    def __init__(self, probe: Probe, options: DiskOptions, threshold: float, device, factors=None):
         from .peaks.refine import DiskFitter, FitSettings
 
+        self.factors, self.probe = factors, probe
         self.options, self.threshold, self.radius = options, threshold, probe.radius
         self.reach = probe.radius + 2 * probe.edge + 1.5  # px, of a disk and the smoothing of the rings
         settings = FitSettings(degree=options.degree, fringes=options.fringes)
@@ -244,11 +260,23 @@ class _Measure:
             sigma = torch.full_like(positions, 0.1 * self.radius)
         keep &= confidence >= self.threshold
         keep &= self._apart(found.pattern, positions, confidence, keep, len(patterns))
+        if self.factors is not None and keep.any():
+            measured = (found.pattern[keep], positions[keep], fitted[keep], fit.significance[keep])
+            intensity = intensity.masked_scatter(keep, self._structure_factors(patterns, measured, intensity[keep]))
         arrays = [t[keep].double().cpu().numpy() for t in (positions, sigma, intensity, confidence, fitted)]
         pattern = found.pattern[keep].cpu().numpy()
         order = np.lexsort((-arrays[2], pattern))
         p, s, i, c, f = (a[order] for a in arrays)
         return Disks(pattern[order], p, s, i, c, len(patterns), f)
+
+    def _structure_factors(self, patterns, measured, own):
+        """|V_g| by the network for it; ``own`` where a pattern has too few disks."""
+        import torch
+
+        from .reflections import estimated_factors
+
+        value = estimated_factors(self.factors, patterns, *measured, own, self.probe)
+        return torch.where(torch.isfinite(value), value, own).to(own.dtype)
 
     def _known(self, found, rings, count: int):
         """Rings as they are beside the disks, but for faint candidates of the correlation, of which rings have many."""

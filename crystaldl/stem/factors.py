@@ -3,8 +3,9 @@
 Under multiple scattering no single disk tells |V_g|. Two things help, both measured on patterns of crystals kept out of
 training (docs/accuracy.md). Friedel pairs: g and -g have one |V_g| (Friedel's law, the same within what absorption
 does), but a small tilt takes one of them nearer to the Ewald sphere and the other away from it, so their mean is closer
-to it than either. And the network's estimate and the fitted intensity err differently: kinematically |V_g| goes with the
-square root of the intensity, and their product ranks reflections better than either.
+to it than either. And the estimate of a network that finds disks errs differently from the fitted intensity: kinematically
+|V_g| goes with the square root of the intensity, and their product ranks reflections better than either. An estimate from all
+disks of the pattern together (`crystaldl.stem.reflections`) has seen the intensities and ranks better alone.
 """
 
 from __future__ import annotations

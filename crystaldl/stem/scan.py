@@ -40,11 +40,14 @@ class Search:
     device: str = "auto"
     options: DiskOptions | None = None
     sha256: str = ""  # of the model's weights
+    factors: str | None = None  # the model that tells |V_g| of the measured disks,
+    factors_sha256: str = ""  # and the hash of its weights
 
     @classmethod
     def checked(cls, probe: Probe, method: str, model, device, options) -> Search:
         """Settings with the model's name and hash looked up, or one sentence on what is wrong, before any work."""
         from ..models.registry import available, card, default
+        from .detect import factor_model
 
         if method not in METHODS:
             raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
@@ -62,7 +65,8 @@ class Search:
         name = default("stem") if model is None else model
         if card(name).task != "stem":
             raise UnknownModelError(f"model is {name!r}, which finds no disks; expected one of {', '.join(names)}.")
-        return cls(probe, method, name, str(device), options, card(name).sha256)
+        factors = factor_model(card(name).architecture, options or DiskOptions())
+        return cls(probe, method, name, str(device), options, card(name).sha256, factors, card(factors).sha256 if factors else "")
 
     def __call__(self, patterns) -> Disks:
         return find_disks(
@@ -318,7 +322,7 @@ def _results(data, blocks, wanted, search: Search, client, journal):
 def settings_key(data, search: Search, wanted) -> str:
     """Hash of everything that decides the result: settings, probe, version, and a look at the data."""
     digest = hashlib.sha256()
-    how = (__version__, search.method, search.model, search.sha256, repr(search.options or DiskOptions()))
+    how = (__version__, search.method, search.model, search.sha256, search.factors_sha256, repr(search.options or DiskOptions()))
     about = (*how, tuple(data.shape), str(data.dtype))
     digest.update(repr(about).encode())
     digest.update(np.ascontiguousarray(search.probe.image).tobytes())
@@ -334,6 +338,7 @@ def _provenance(search: Search, key: str) -> dict:
     about = {"source": probe.source, "radius": probe.radius, "centre": list(probe.centre), "edge": probe.edge}
     return {
         "method": search.method, "model": search.model, "model_sha256": search.sha256,
+        "factors": search.factors, "factors_sha256": search.factors_sha256,
         "options": asdict(search.options or DiskOptions()), "probe": about, "key": key, "crystaldl": __version__,
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..detect import FCUNET_THRESHOLD, THRESHOLD
-from ..network import DiskNet, FCUNet
+from ..network import DiskNet, FactorNet, FCUNet
 from ..simulate import abtem_waves
 from ..simulate.bank import DiskBank
 from ..simulate.patterns import Patterns, SceneOptions, simulate
@@ -226,23 +226,24 @@ def table(rows: dict[str, Scores]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, width, strict=True)).rstrip() for line in lines)
 
 
-def load_network(path) -> DiskNet | FCUNet:
+def load_network(path) -> DiskNet | FCUNet | FactorNet:
     """The network of a training run (its output directory or checkpoint), averaged weights, evaluation mode."""
     from ...training.checkpoint import load_checkpoint_weights, read_state
     from .training import FULL_ARGUMENTS, NETWORKS
 
     kind = read_state(path)["task"].removeprefix("stem-")
-    network = NETWORKS[kind](**FULL_ARGUMENTS[kind])
+    network = (NETWORKS | {"factornet": FactorNet})[kind](**FULL_ARGUMENTS.get(kind, {}))
     network.load_state_dict(load_checkpoint_weights(path))
     return network.eval()
 
 
 def training_runs(folder: Path) -> list[Path]:
-    """Output directories of this wing's training runs in a folder, which may hold those of others."""
+    """Output directories of training runs of networks that find disks, in a folder which may hold others."""
     from ...training.checkpoint import read_state
+    from .training import NETWORKS
 
     found = [path for path in sorted(folder.iterdir()) if (path / "checkpoint").is_dir()]
-    return [path for path in found if read_state(path)["task"].startswith("stem-")]
+    return [path for path in found if read_state(path)["task"].removeprefix("stem-") in NETWORKS]
 
 
 def compare(networks: dict, out: Path, crystals: int = 12, patterns: int = 160, **conditions) -> dict[str, Scores]:
@@ -265,15 +266,15 @@ def film_scores(networks: dict, crystals: int = FILM_CRYSTALS, film: float = FIL
 def shipped_networks() -> dict:
     """The networks of the package by name, the default first, in evaluation mode."""
     from ...models.registry import available, default
-    from ..detect import _load
+    from .. import detect
 
     names = available("stem")
-    return {name: _load(name, "cpu")[0] for name in sorted(names, key=lambda n: n != default("stem"))}
+    return {name: detect.load_network(name, "cpu")[0] for name in sorted(names, key=lambda n: n != default("stem"))}
 
 
 def evaluate_command(args) -> str:
     """``crystaldl evaluate stem``: tables for the shipped models and the training runs under ``--runs``, and the cards' figures."""
-    from .factors import THICKEST, factor_ranks, factor_table
+    from .factors import THICKEST, bloch_ranks, bloch_table, factor_ranks, factor_table
     from .release import card_table
 
     if getattr(args, "threads", None):
@@ -294,8 +295,10 @@ def evaluate_command(args) -> str:
     else:
         text += "\nPatterns by abTEM: left out, since abTEM is not installed (pip install abtem)\n"
     known = list(benchmark(crystals, draws=1))
+    corrupted = corrupted_patterns(bank_in(runs / "banks", EVALUATION_BANK, 1, evaluation=True), patterns)
     for name in shipped:
-        ranks = factor_ranks(known, model=name)
-        text += f"\nRank correlation with |V_g| up to {THICKEST:g} nm, {name}\n" + factor_table(ranks) + "\n"
+        text += f"\nRank correlation with |V_g| up to {THICKEST:g} nm, {name}\n"
+        text += factor_table(factor_ranks(known, model=name)) + "\n"
+        text += bloch_table(bloch_ranks(corrupted, model=name)) + "\n"
         text += f"\nFigures of the card of {name}\n" + card_table(name, crystals=crystals, patterns=patterns) + "\n"
     return text

@@ -21,11 +21,12 @@ from ...errors import ModelIntegrityError
 from ...models.registry import PACKAGE_FOLDER, ModelCard, write_model
 from ...storage.atomic import write_text
 from ...training.records import noted
-from ..detect import FCUNET_THRESHOLD, THRESHOLD
-from ..network import DiskNet, FCUNet
+from ..detect import FACTORS, FCUNET_THRESHOLD, THRESHOLD
+from ..network import DiskNet, FactorNet, FCUNet
 from ..simulate.bank import build_bank
 from .benchmark import benchmark
 from .evaluate import Scores, corrupted_patterns, entries, load_network, recall_at, strain_scores
+from .factors import THICKNESSES, bloch_ranks, factor_ranks
 from .stream import StreamOptions, draw_fcunet_scene, draw_scene
 from .training import FULL_ARGUMENTS, detection_figures
 
@@ -33,6 +34,7 @@ SEED = 7                # of the figures; comparisons during development used ot
 CRYSTALS, PATTERNS, BANK = 6, 64, 40
 SIZE = {"crystals": CRYSTALS, "patterns": PATTERNS, "bank": BANK}
 THICK, THIN = (20.0, 60.0), (0.0, 10.0)     # nm
+RANK = "rank correlation with |V_g| within a pattern, mean"
 METHODS = ("py4DSTEM correlation, tuned kernel", "correlation + VarPro")  # beside the network
 DETECTION = {
     "recall": "share of the visible disks found, at the operating point",
@@ -63,6 +65,17 @@ _FCUNET_INPUT = (
     "patterns and the probe over vacuum, NaN where not measured, scaled down where needed so that the pattern fits 128 px and its "
     "disks have a radius of at most 6.5 px; units do not matter"
 )
+_FACTORS_INPUT = (
+    "disks of a pattern as they were fitted: positions from the direct beam in disk radii, intensities, significance, Zernike "
+    "moments of their fillings (crystaldl.stem.reflections); nothing calibrated"
+)
+_FACTORS_NOTES = (
+    "Tells |V_g| of the disks that a DiskNet proposed and the fit measured, from all disks of the pattern together. Known by rank; "
+    "values are those of its training's crystals where a pattern does not tell. Trained on Bloch waves of simulated crystals only, "
+    "at 60 to 300 kV and up to 45 nm; no figure here is of a measured scan. Figures are of crystals and a voltage kept "
+    "out of training."
+)
+TILTS = (1e-3, 3e-3, 5e-3)  # Rayleigh parameters of the crystals on which |V_g| is ranked
 KINDS = {
     "stem-disknet": {
         "title": "DiskNet: centres of Bragg disks under multiple scattering", "architecture": "DiskNet", "input": _INPUT,
@@ -72,6 +85,10 @@ KINDS = {
         "title": "FCU-Net, compact: images of |V_g| by a complex U-Net in Fourier space", "architecture": "FCUNet",
         "input": _FCUNET_INPUT, "operating_point": {"threshold": FCUNET_THRESHOLD, "passes": 1}, "notes": _FCUNET_NOTES,
         "reference": "Munshi et al., npj Comput. Mater. 8:254 (2022)",
+    },
+    "stem-factornet": {
+        "title": "FactorNet: |V_g| of a pattern's disks from all of them together", "architecture": "FactorNet",
+        "input": _FACTORS_INPUT, "operating_point": {}, "notes": _FACTORS_NOTES,
     },
 }  # fmt: skip
 
@@ -87,7 +104,8 @@ def measure(network: nn.Module, crystals: int = CRYSTALS, patterns: int = PATTER
 
     Parameters
     ----------
-    network : DiskNet or FCUNet
+    network : DiskNet, FCUNet or FactorNet
+        Of a FactorNet, how well it ranks |V_g| (`measure_factors`).
     crystals : int
         Of the multislice patterns, on which strain is measured: at seven thicknesses, two patterns of each.
     patterns, bank : int
@@ -99,6 +117,8 @@ def measure(network: nn.Module, crystals: int = CRYSTALS, patterns: int = PATTER
         ``data``, ``metric`` and ``value``.
     """
     held_out = build_bank(bank, SEED, evaluation=True)
+    if isinstance(network, FactorNet):
+        return measure_factors(network, crystals, corrupted_patterns(held_out, patterns, SEED))
     known = list(benchmark(crystals, SEED))
     corrupted = corrupted_patterns(held_out, patterns, SEED)
     multislice = f"multislice, {crystals} crystals, 120 kV, 10⁵ electrons"
@@ -124,6 +144,21 @@ def measure(network: nn.Module, crystals: int = CRYSTALS, patterns: int = PATTER
     found = detection_figures(network, held_out, StreamOptions(side, 16, seed=SEED), 2, "cpu", scene_of)
     data = f"{label} + VarPro: Bloch waves, 32 patterns of {side} × {side} px with all corruptions"
     return rows + [{"data": data, "metric": text, "value": found[key]} for key, text in DETECTION.items() if key in found]
+
+
+def measure_factors(network: FactorNet, crystals: int, corrupted: list) -> list[dict]:
+    """Rank correlations with |V_g|, beside those of the fitted intensities and of the default network that proposes disks."""
+    rows = []
+    multislice = f"multislice, {crystals} crystals, 120 kV, 10⁵ electrons, 5 to 30 nm"
+    for tilt in TILTS:
+        ranks = factor_ranks(benchmark(crystals, SEED, draws=1, tilt=tilt), factors=network)
+        data = f"{multislice}, tilts of {1e3 * tilt:g} mrad (Rayleigh parameter)"
+        rows += [{"data": data, "metric": f"{RANK}: {name}", "value": value[0]} for name, value in ranks.items()]
+    data = f"Bloch waves, {sum(len(p.patterns) for p in corrupted)} patterns with all corruptions"
+    for name, values in bloch_ranks(corrupted, factors=network).items():
+        for (low, high), value in zip(THICKNESSES, values, strict=True):
+            rows.append({"data": f"{data}, {low:g} to {high:g} nm", "metric": f"{RANK}: {name}", "value": value})
+    return rows
 
 
 def card_figures(network: nn.Module, name: str, **size) -> list[dict]:
@@ -159,11 +194,11 @@ def release(run: Path, folder: Path = PACKAGE_FOLDER, version: int = 1, overwrit
     Parameters
     ----------
     run : Path
-        Output directory of ``crystaldl train stem --model disknet`` or ``fcunet``.
+        Output directory of ``crystaldl train stem --model disknet``, ``fcunet`` or ``factornet``.
     folder : Path
         Where ``cards/`` and ``weights/`` are; the package's own by default.
     version : int
-        Of the name ``stem-disknet-v<version>`` or ``stem-fcunet-v<version>``. A DiskNet becomes the default.
+        Of the name ``stem-disknet-v<version>`` and so on. A DiskNet or FactorNet becomes the default for its task.
     overwrite : bool
         Allow other weights under a name that ships already.
     **size
@@ -186,31 +221,32 @@ def release(run: Path, folder: Path = PACKAGE_FOLDER, version: int = 1, overwrit
     for value in network.state_dict().values():  # what ships is what is measured
         if value.is_floating_point() and value.ndim > 1:
             value.copy_(value.half().float())
-    kind, default = state["task"].removeprefix("stem-"), state["task"] == "stem-disknet"
+    kind, default = state["task"].removeprefix("stem-"), state["task"] != "stem-fcunet"
+    task = FACTORS if kind == "factornet" else "stem"
     written = write_model(network.state_dict(), KINDS[state["task"]] | {
-        "name": name, "task": "stem", "arguments": FULL_ARGUMENTS[kind], "default": default,
+        "name": name, "task": task, "arguments": FULL_ARGUMENTS.get(kind, {}), "default": default,
         "parameters": sum(p.numel() for p in network.parameters()), "training": training_facts(run, state),
         "figures": card_figures(network, name, **size),
     }, folder, overwrite=overwrite)  # fmt: skip
     if default:
-        only_default(name, Path(folder))
+        only_default(name, Path(folder), task)
     return written
 
 
-def only_default(name: str, folder: Path) -> None:
-    """Make a model the default of its wing: the others' cards say so no longer, and nothing else of them changes."""
+def only_default(name: str, folder: Path, task: str = "stem") -> None:
+    """Make a model the default of its task: the others' cards say so no longer, and nothing else of them changes."""
     for path in sorted((folder / "cards").glob("*.json")):
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["task"] == "stem" and fields["default"] != (fields["name"] == name):
+        if fields["task"] == task and fields["default"] != (fields["name"] == name):
             text = json.dumps(fields | {"default": fields["name"] == name}, indent=2, ensure_ascii=False)
             write_text(path, text + "\n")
 
 
-def shipped_network(name: str, folder: Path = PACKAGE_FOLDER) -> DiskNet | FCUNet:
+def shipped_network(name: str, folder: Path = PACKAGE_FOLDER) -> DiskNet | FCUNet | FactorNet:
     """A network of the registry, in evaluation mode."""
     from ...models.registry import card, load_weights
 
-    entry, known = card(name, folder), {"DiskNet": DiskNet, "FCUNet": FCUNet}
+    entry, known = card(name, folder), {"DiskNet": DiskNet, "FCUNet": FCUNet, "FactorNet": FactorNet}
     if entry.architecture not in known:
         raise ModelIntegrityError(f"model {name!r} is a {entry.architecture}, expected a {' or '.join(known)}.")
     network = known[entry.architecture](**entry.arguments)

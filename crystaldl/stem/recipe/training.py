@@ -14,6 +14,7 @@ from ..disks import find_disks
 from ..network import DiskNet, FCUNet
 from ..options import DiskOptions
 from ..simulate.bank import DiskBank, build_bank
+from .factor_training import FactorTask, factor_task
 from .stream import (
     StreamOptions,
     disknet_batch,
@@ -237,12 +238,14 @@ def bank_in(folder: Path, count: int, seed: int, evaluation: bool = False) -> Di
     return bank
 
 
-def task_for(network: str, size: str, out: Path, seed: int = 0, bank: int | None = None) -> StemTask:
+def task_for(network: str, size: str, out: Path, seed: int = 0, bank: int | None = None) -> StemTask | FactorTask:
     """The training task of a network at size ``"smoke"`` or ``"full"``; banks are kept under ``out``."""
-    if network not in NETWORKS:
-        raise ValueError(f"model is {network!r}; expected one of {', '.join(NETWORKS)}.")
+    if network not in (*NETWORKS, "factornet"):
+        raise ValueError(f"model is {network!r}; expected one of {', '.join(NETWORKS)}, factornet.")
     if size not in ("smoke", "full"):
         raise ValueError(f"size is {size!r}; expected 'smoke' or 'full'.")
+    if network == "factornet":
+        return factor_task(size, out / "banks", seed, bank_in)
     choice: dict[str, dict] = SMOKE_ARGUMENTS if size == "smoke" else FULL_ARGUMENTS
     rate, arguments = RATES[network], choice[network]
     pixels = arguments.get("size", 96 if size == "smoke" else 160)

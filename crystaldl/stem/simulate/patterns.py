@@ -165,7 +165,7 @@ def simulate(bank: DiskBank, count_: int, g: torch.Generator, options: SceneOpti
     o = SceneOptions() if options is None else options
     entry = torch.randint(len(bank), (count_,), generator=g, device=g.device)
     at = torch.randint(bank.values.shape[1], (count_,), generator=g, device=g.device)
-    share, offset = _choose_aperture(bank, entry, g, o)
+    share, offset = choose_aperture(bank, entry, g, o)
     matrix, shape_matrix = _choose_map(g, count_, share, o)
     size = torch.tensor(o.shape, dtype=torch.float32, device=g.device)
     beam = (size - 1) / 2 + uniform(g, -1, 1, count_, 2) * o.off_centre * size
@@ -184,7 +184,7 @@ def simulate(bank: DiskBank, count_: int, g: torch.Generator, options: SceneOpti
     )  # fmt: skip
 
 
-def _choose_aperture(bank: DiskBank, entry: Tensor, g: torch.Generator, o: SceneOptions) -> tuple[Tensor, Tensor]:
+def choose_aperture(bank: DiskBank, entry: Tensor, g: torch.Generator, o: SceneOptions) -> tuple[Tensor, Tensor]:
     """Part of the cone that is the aperture: disks apart from one another, semi-angles of the right split."""
     b = len(entry)
     nearest = torch.nan_to_num(bank.g[entry, 1:].norm(dim=2), nan=torch.inf).amin(1)

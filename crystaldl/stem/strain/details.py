@@ -131,10 +131,12 @@ class StrainDetails:
     def structure_factors(self) -> np.ndarray:
         """(M, Rx, Ry) |V_g| of the reflections relative to the strongest of each position, to rank them.
 
-        From Friedel pairs, the fitted intensities and, if there is one, the network's estimate
-        (`crystaldl.stem.factors.structure_factors`): closer to the ranks of |V_g| than ``intensity`` (docs/accuracy.md).
-        NaN for the direct beam and where there is no such disk.
+        Means of Friedel pairs (`crystaldl.stem.factors.structure_factors`): of the network's estimate from all disks of the
+        pattern where there is one, else of the fitted intensities and the estimate that came with the disks
+        (docs/accuracy.md). NaN for the direct beam and where there is no such disk.
         """
+        if self.provenance.get("factors"):
+            return structure_factors(self.hk, np.full_like(self.fitted, np.nan), self.intensity)
         if self.provenance.get("method") == "fcunet":
             return structure_factors(self.hk, self.fitted, self.intensity)
         return structure_factors(self.hk, self.intensity)
