@@ -42,7 +42,7 @@ LARGER = 1.3                    # step of the support
 SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
 TOLERANCE_OF = {False: SEARCH_TOLERANCE, True: 0.2 * SEARCH_TOLERANCE}      # what holes hide goes on moving
 HOLE_PENALTY = 0.05             # log evidence a pixel
-HOPELESS = 0.25                 # log evidence a pixel: a form of S behind by more is not tried again on a larger support
+HOPELESS = 0.5                  # log evidence a pixel: a form of S behind by more is not tried again on a larger support
 SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
 MOST_STEPS = 15                 # of one solution, while choices are still open
 RING_ROUNDS, RING_STEPS = 4, 6  # of splines for rings; steps of each of them
@@ -265,7 +265,7 @@ class Fit:
             # what holes hide is all but free, and only 1/S is known to do well there
             holes, before = self._holes(valid), self.radial.key
             leading = first if holes else self._ahead(valid, found)
-            level = -math.inf if holes else found[leading].evidence - HOPELESS * float(valid.sum())
+            level = -math.inf if holes or self.radial.zones else found[leading].evidence - HOPELESS * float(valid.sum())
             best = self.sharper(valid, small, leading, found[leading], rounds=1)
             support, best = self.grown(valid, small, leading, best, sharper=True)
             sharp = self.sharper(valid, support, leading, best)
