@@ -25,8 +25,6 @@ STRONG = 14
 FEW, HIGH, LOW = (30.0, 6.0, 6.0), (40.0, 6.0, 15.0), (30.0, 8.0, 8.0)
 #: score and lead over others than kin where lines are left over; where nothing below orthorhombic was tried
 ALONE, ALONE_HIGH = (75.0, 15.0), (100.0, 20.0)
-
-
 #: zero shifts at which cells of high symmetry are tried, in thirds of the limit
 ZEROS = (0.0, 1.2, -1.2, 2.4, -2.4)
 
