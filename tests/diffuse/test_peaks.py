@@ -10,11 +10,11 @@ import torch
 
 from crystaldl.diffuse.factorise.bragg import bragg_radius, residue_radius
 from crystaldl.diffuse.factorise.cell import cell_of_order
-from crystaldl.diffuse.factorise.gauss_newton import _objective
 from crystaldl.diffuse.factorise.numerics import quantum
-from crystaldl.diffuse.factorise.peaks import coupling, first_heights, first_width, make_peaks, settled
+from crystaldl.diffuse.factorise.peaks import Bragg, bragg_of, coupling, first_heights, first_width, make_peaks, settled
 from crystaldl.diffuse.factorise.profile import Shape
-from crystaldl.diffuse.factorise.search import Bragg, Fit, bragg_of
+from crystaldl.diffuse.factorise.refine import _objective
+from crystaldl.diffuse.factorise.search import Fit
 from crystaldl.diffuse.factorise.solver import FactoriseOptions, held_out
 from crystaldl.diffuse.factorise.unknowns import arrays_of, default_reach
 from crystaldl.diffuse.geometry import plane_lattice

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from crystaldl.diffuse.factorise.bragg import bragg_radius
-from crystaldl.diffuse.factorise.gauss_newton import Factors
 from crystaldl.diffuse.factorise.links import LINKS
 from crystaldl.diffuse.factorise.numerics import LEAF, inverse_diagonal
 from crystaldl.diffuse.factorise.search import Fit
 from crystaldl.diffuse.factorise.solver import FactoriseOptions
+from crystaldl.diffuse.factorise.states import Factors
 from crystaldl.diffuse.factorise.uncertainty import hidden_mode, order_covariance, sigma_maps
 from crystaldl.diffuse.factorise.unknowns import arrays_of, envelope_of
 from crystaldl.diffuse.geometry import plane_lattice

@@ -20,18 +20,16 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .cell import OrderCell, cell_of_order
-from .evidence import log_evidence, updated_prior
 from .fourier import FourierGrid, Gram
 from .links import LINKS
-from .numerics import non_negative, quantum, solve
-from .peaks import Coupling, Peaks, coupling, precision_of, settled, updated_peaks
-from .states import Basis, Factors, Fields, Settings, State
+from .numerics import non_negative, quantum
+from .peaks import Peaks
+from .states import Basis, Fields, Settings, State
 
 NOISE_FLOOR = 5e-4              # of the mean intensity: nothing measured or modelled is better than that
 NOISE_BINS, NOISE_SAMPLE = 24, 8192     # the edges of the bins are those of so many pixels
@@ -193,15 +191,6 @@ class Problem:
 
     # ------------------------------------------------------------------ normal equations
 
-    def equations(self, state: State, fields: Fields, weight: Tensor) -> tuple[Tensor, Tensor, Coupling | None]:
-        """:meth:`normal` with the heights of Bragg peaks eliminated, and what that takes."""
-        columns = self.columns(state, fields)
-        matrix, right = self.normal(state, fields, weight, columns)
-        if self.peaks is None:
-            return matrix, right, None
-        found = coupling(self, state, fields, weight, columns)
-        return *found.reduce(matrix, right), found
-
     def normal(self, state: State, fields: Fields, weight: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Gauss-Newton matrix and right-hand side (without priors) in the order p, α, b, lattice."""
         columns = self.columns(state, fields) if columns is None else columns
@@ -227,6 +216,16 @@ class Problem:
         ])
         return matrix, torch.cat([to_d[0], to_s[0], weighted @ residual.flatten()])
 
+    def gradient(self, state: State, fields: Fields, weight: Tensor, modes: Tensor) -> Tensor:
+        """The right-hand side of :meth:`normal` alone; ``modes`` are the :meth:`mode_columns`."""
+        basis, grid = self.basis, state.grid
+        weighted = weight * (self.intensity - fields.model)
+        both = fields.factor * fields.slope
+        parts = [grid.project(weighted, (basis.patterson, basis.patterson_sine), self.reach_d, by=basis.envelope * fields.order),
+                 2.0 * grid.project(weighted, (basis.order, basis.order_sine), self.reach_s, basis.stride, by=both),
+                 basis.radial.flatten(1) @ weighted.flatten(), modes.flatten(1) @ weighted.flatten()]
+        return torch.cat(parts)
+
     def _grams(self) -> list[tuple[tuple[int, ...], Gram]]:
         """Reach of the moments and look-up for the parts D-D, S-S and D-S of the normal matrix."""
         if not self._lookups:
@@ -244,8 +243,12 @@ class Problem:
 
     def columns(self, state: State, fields: Fields) -> Tensor:
         """Derivatives of the model by the background coefficients and the lattice modes, (k, *shape)."""
+        return torch.cat([self.basis.radial, self.mode_columns(state, fields)])
+
+    def mode_columns(self, state: State, fields: Fields) -> Tensor:
+        """Derivatives of the model by the lattice modes, (n, *shape); none where the lattice stays as it is."""
         if not self.settings.polish or not self.modes:
-            return self.basis.radial
+            return self.intensity.new_zeros(0, *self.intensity.shape)
         basis, grid = self.basis, state.grid
         stride = torch.tensor(basis.stride, device=basis.order.device)
         index = basis.order * stride
@@ -264,7 +267,7 @@ class Problem:
         if self.peaks is not None:
             modes = [own + self.peaks.moved(state, mode)
                      for own, mode in zip(modes, self.modes, strict=True)]
-        return torch.cat([basis.radial, torch.stack(modes)])
+        return torch.stack(modes)
 
     @staticmethod
     def _gradient(grid: FourierGrid, values: Tensor, index: Tensor, sine: Tensor) -> Tensor:
@@ -287,105 +290,3 @@ class Problem:
             parts.append(torch.full((len(self.modes),), 1.0 / 0.01**2, dtype=torch.float64, device=state.p.device))
             values.append(torch.zeros(len(self.modes), dtype=torch.float64, device=state.p.device))
         return torch.cat(parts), torch.cat(values)
-
-
-def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_noise: bool = True,
-           covariance: bool = True) -> Factors:
-    """Gauss-Newton with evidence updates of the prior and noise variances until nothing moves; the covariance on request."""
-    settings = problem.settings
-    fields = problem.fields(state)
-    weight = problem.weights(state, fields)
-    damping, calm, iteration = 0.0, 0, 0
-    before = problem.mean_misfit(fields, weight)
-    while iteration < settings.iterations:
-        iteration += 1
-        matrix, right, bragg = problem.equations(state, fields, weight)
-        precision, values = problem.prior(state)
-        extra = problem.guard_precision(state)
-        here = _objective(problem, state, fields, weight, extra)
-        matrix, right = _guarded(matrix, right, state, extra)
-        total = matrix + torch.diag(precision + damping * (precision + matrix.diagonal()))
-        damped = damping > 0.0
-        step, factor = solve(total, right - precision * values)
-        found = _searched(problem, state, step, (weight, extra), here)
-        if found is None:
-            damping = max(10.0 * damping, 1e-3)
-            if damping > 1.0:
-                break
-            continue
-        damping = 0.0 if damping < 1e-4 else damping / 10.0
-        state, fields = found
-        if adapt_prior:
-            state = updated_prior(problem, state, factor)
-        if bragg is not None:
-            state = updated_peaks(problem, state, fields, weight, bragg)
-            fields = problem.fields(state)
-        if adapt_noise:
-            state = replace(state, noise=problem.estimate_noise(state, fields))
-        weight = problem.weights(state, fields)
-        misfit = problem.mean_misfit(fields, weight)
-        # what is hidden goes on moving when the rest has long been fitted to better than the floor of the noise
-        least = 0.0 if extra is not None else (NOISE_FLOOR * problem.scale) ** 2
-        calm = calm + 1 if abs(before - misfit) <= max(settings.tolerance * misfit, least) else 0
-        if calm == 2:
-            break
-        before = misfit
-    # once nothing moves any more, the last matrix is good enough to compare, though not to state uncertainties
-    if covariance or calm < 2 or damped:
-        extra = problem.guard_precision(state)
-        matrix, right, bragg = problem.equations(state, fields, weight)
-        matrix, _ = _guarded(matrix, right, state, extra)
-        precision, _ = problem.prior(state)
-        factor = solve(matrix + torch.diag(precision), precision)[1]
-    inverse = torch.cholesky_inverse(factor) if covariance else None
-    misfit = float((weight * (problem.intensity - fields.model).square()).sum() / (weight > 0).sum())
-    evidence = log_evidence(problem, state, fields, (factor, precision, extra))
-    if bragg is not None:
-        evidence += bragg.log_evidence(state.height, precision_of(problem, state))
-    return Factors(state, fields, weight, inverse, misfit, evidence, iteration)
-
-
-def _searched(problem: Problem, state: State, step: Tensor, terms: tuple[Tensor, Tensor | None],
-              here: float) -> tuple[State, Fields] | None:
-    """The first point along a step, halving and more, that is no worse than where it starts; None where there is none."""
-    length = 1.0
-    for _ in range(6):
-        trial = _moved(problem, state, step * length)
-        if math.isfinite(problem.cell_mean(trial.alpha)):
-            fields = problem.fields(trial)
-            if problem.peaks is not None:
-                trial, fields = settled(problem, trial, fields, terms[0])
-            if _objective(problem, trial, fields, *terms) <= here:
-                return trial, fields
-        length *= 0.35
-    return None
-
-
-def _guarded(matrix: Tensor, right: Tensor, state: State, extra: Tensor | None) -> tuple[Tensor, Tensor]:
-    if extra is None:
-        return matrix, right
-    n, m = len(state.p), len(state.alpha)
-    matrix, right = matrix.clone(), right.clone()
-    matrix[n : n + m, n : n + m] += extra
-    right[n : n + m] -= extra @ state.alpha
-    return matrix, right
-
-
-def _moved(problem: Problem, state: State, step: Tensor) -> State:
-    n, m, k = len(state.p), len(state.alpha), len(state.b)
-    grid = state.grid
-    if problem.settings.polish and problem.modes:
-        amount = step[n + m + k :]
-        change = sum(a * mode for a, mode in zip(amount, problem.modes, strict=True))
-        grid = grid.with_lattice(grid.to_lattice @ (torch.eye(grid.ndim, dtype=torch.float64, device=step.device) + change))
-    return replace(state, p=state.p + step[:n], alpha=state.alpha + step[n : n + m], b=state.b + step[n + m : n + m + k], grid=grid)
-
-
-def _objective(problem: Problem, state: State, fields: Fields, weight: Tensor, extra: Tensor | None) -> float:
-    precision, values = problem.prior(state)
-    prior = float((precision * values.square()).sum())
-    if extra is not None:
-        prior += float(state.alpha @ extra @ state.alpha)
-    if problem.peaks is not None:
-        prior += float((precision_of(problem, state) * state.height.square()).sum())
-    return float((weight * (problem.intensity - fields.model).square()).sum()) + prior

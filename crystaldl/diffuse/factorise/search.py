@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .finer import lengthened, longer_reach, repeating
-from .gauss_newton import Problem, refine
-from .links import LINKS
-from .peaks import MISFIT, Peaks, first_heights, first_width, make_peaks
-from .profile import FURTHEST, Shape, first_shape
-from .rings import Radial, even_knots, ring_functions, rough_zones
-from .states import Basis, Factors, Settings, State
+from .gauss_newton import NOISE_FLOOR, Problem
+from .peaks import MISFIT, Bragg, first_heights, make_peaks
+from .profile import FURTHEST, first_shape
+from .refine import refine
+from .rings import Radial, even_knots, ring_functions, ring_share, rough_zones
+from .starts import carried, lattice_modes, outlying, translated
+from .states import Factors, Settings, State
 from .unknowns import (
     Arrays,
     build,
@@ -39,35 +40,19 @@ FIRST_SUPPORT = 1.1             # cells
 SMALLER = 0.85                  # of the shortest lattice vector: a support that holds none of them
 LARGER = 1.3                    # step of the support
 SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
-TOLERANCE_OF = {False: SEARCH_TOLERANCE, True: 0.2 * SEARCH_TOLERANCE}      # from scratch; what holes hide goes on moving
+TOLERANCE_OF = {False: SEARCH_TOLERANCE, True: 0.2 * SEARCH_TOLERANCE}      # what holes hide goes on moving
 HOLE_PENALTY = 0.05             # log evidence a pixel
+HOPELESS = 0.5                  # log evidence a pixel: a form of S behind by more is not tried again on a larger support
 SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
 MOST_STEPS = 15                 # of one solution, while choices are still open
-RING_ROUNDS = 4                 # of splines for rings
+RING_ROUNDS, RING_STEPS = 4, 6  # of splines for rings; steps of each of them
+RINGED = 0.4                    # share of narrow rings in the squared residual of a first look: from there rings are sought at once
 UNEVEN, UNEVEN_SCORE = 4, 10.0  # hat functions of an uneven background; mean square of normalised gradients that asks for it
 FIRST_STEPS = 3                 # on a larger support before it is looked at
 WRONG = 0.02                    # of a Bragg peak: what its profile is wrong by, from where another is tried
 FEW_OUTLIERS, LOST = 5e-4, 0.03     # share of the pixels; and where a form of S that leaves out so many is not pursued
+NEGATIVE = -0.02                # of the mean of S: what is further below zero is no order
 DARK, DARK_SHARE = 0.05, 0.02   # of the mean of S, and share of the cell that is darker: from where its positive part is tried
-LOWEST = 0.02                   # of S where its logarithm or reciprocal starts a series
-START_SHARE = 0.1               # of the usual prior variance of the series at least, where a series starts from another
-
-
-@dataclass(frozen=True, eq=False)
-class Bragg:
-    """Bragg peaks to be fitted: where they are, how wide to begin with, and which pixels they leave alone (bool)."""
-
-    peaks: Peaks
-    width: float
-    clear: Tensor
-    shape: Shape | None = None
-
-
-def bragg_of(arrays: Arrays, clear: Tensor, radius: float) -> Bragg | None:
-    """Peaks at the nodes of a plane of about ``radius`` pixels; ``clear`` is what is further away."""
-    width = first_width(arrays, radius)
-    peaks = make_peaks(arrays, width)
-    return None if peaks is None else Bragg(peaks, width, clear)
 
 
 class Fit:
@@ -76,11 +61,12 @@ class Fit:
     def __init__(self, arrays: Arrays, options: FactoriseOptions, reach: float, *, falling: bool = True,
                  bragg: Bragg | None = None) -> None:
         self.arrays, self.options, self.reach, self.bragg = arrays, options, reach, bragg
-        self.modes = _lattice_modes(arrays)
+        self.modes = lattice_modes(arrays)
         self.radial, self.falling = Radial(even_knots(options.background)), falling
         self._problems: dict[tuple, tuple[Problem, State, Tensor]] = {}
         self._refused: Factors | None = None    # with which a larger support has been tried in vain
         self._first: tuple[Tensor, tuple, Factors] | None = None
+        self._in_vain: set[tuple] = set()       # splines for rings that did not do better than others
 
     def other(self, *, reach: float | None = None, falling: bool | None = None, bragg: Bragg | None = None) -> Fit:
         """The same data with another reach of the order or form of the envelope, or with Bragg peaks."""
@@ -129,10 +115,11 @@ class Fit:
         return replace(start, height=height, height_variance=height.square() + problem.scale**2, width=own.width, shape=own.shape,
                        misfit=MISFIT)
 
-    def solve(self, valid: Tensor, support: float, link: str, start: State | None = None, **limits) -> Factors:
+    def solve(self, valid: Tensor, support: float, link: str, start: State | None = None, trial: tuple[int, float] | None = None,
+              **limits) -> Factors:
         """Refine from scratch, S = 1 and large noise, or from a state of the same basis."""
         problem, scratch = self.problem(valid, support, link, polish=self.options.polish and start is None, **limits)
-        return refine(problem, scratch if start is None else start, covariance=False)
+        return refine(problem, scratch if start is None else start, covariance=False, trial=trial)
 
     # ------------------------------------------------------------------ the search
 
@@ -169,12 +156,15 @@ class Fit:
             return first
         if not plain.zones and again[0] > 1.001 * self.supports()[0]:
             # rings may have driven D to a support on which it takes periodic factors from S
+            ringed = self.radial
             fresh = self.choose(valid)
             if fresh[2].evidence > again[1].evidence:
                 return fresh
+            self.radial = ringed
         return again[0], link, again[1], first[3]
 
-    def ringed(self, valid: Tensor, support: float, link: str, factors: Factors) -> Factors | None:
+    def ringed(self, valid: Tensor, support: float, link: str, factors: Factors, rounds: int = RING_ROUNDS, *,
+               afresh: bool = False) -> Factors | None:
         """A refinement with splines for the rings that the residual shows; None where it shows none.
 
         What a plain background leaves of a ring is only the part that D could not take: where it lies is seen at once, how
@@ -182,22 +172,24 @@ class Fit:
         """
         plain = self.radial.plain
         problem = self.problem(valid, support, link, polish=False)[0]
-        found = None
-        # once they are known, one look at what a form or support that fits better leaves of them
-        for _ in range(1 if self.radial.zones else RING_ROUNDS):
+        found = factors if self.radial.zones else None
+        for _ in range(rounds):
             state, fields = factors.state, factors.fields
             residual = self.arrays.intensity - fields.model
-            zones = rough_zones(self.arrays, residual, valid / problem.variance(state, fields), problem.scale, self.radial)
             narrow = torch.einsum("k,k...->...", state.b[plain:], problem.basis.radial[plain:])
-            radial, heights = ring_functions(self.arrays, residual + narrow, valid, zones, problem.scale,
-                                             replace(self.radial, zones=()))
-            if radial.key == self.radial.key:
+            bare, weight = replace(self.radial, zones=()), valid / problem.variance(state, fields)
+            # zones that a first look at rings gave are too wide where D was too small
+            seen, known = (residual + narrow, bare) if afresh else (residual, self.radial)
+            zones, afresh = rough_zones(self.arrays, seen, weight, problem.scale, known), False
+            radial, heights = ring_functions(self.arrays, residual + narrow, valid, zones, problem.scale, bare)
+            if radial.key == self.radial.key or radial.key in self._in_vain:
                 break
             before, self.radial = self.radial, radial
             b = torch.cat([state.b[:plain], torch.as_tensor(heights, device=state.b.device)])
             problem = self.problem(valid, support, link, polish=False)[0]
-            trial = self.solve(valid, support, link, replace(state, b=b), tolerance=SEARCH_TOLERANCE, iterations=MOST_STEPS)
+            trial = self.solve(valid, support, link, replace(state, b=b), tolerance=SEARCH_TOLERANCE, iterations=RING_STEPS)
             if found is not None and trial.evidence < found.evidence:
+                self._in_vain.add(radial.key)
                 self.radial = before
                 break
             found = factors = trial
@@ -256,55 +248,106 @@ class Fit:
     def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """Form of S and support of the largest evidence.
 
-        The first form starts from scratch on the smallest support, the others from its outcome once the support has grown.
+        The first form starts from scratch on the smallest support and the others from its outcome. The best of them says how far
+        the support must grow, and what comes of that is where the others start once more.
         """
-        support, first = self.supports()[0], self.options.links[0]
-        holes = self._holes(valid)
-        tolerance = TOLERANCE_OF[holes]
-        best, plain = self.first(valid), self.radial
+        small, first = self.supports()[0], self.options.links[0]
+        tolerance = TOLERANCE_OF[self._holes(valid)]
         others = [link for link in self.options.links[1:] if link != "positive"]
-        alone = {}
-        if outlying(best, valid) > LOST:
-            alone = {link: self.solve(valid, support, link, tolerance=tolerance, iterations=MOST_STEPS) for link in others}
-        if min(outlying(own, valid) for own in (best, *alone.values())) > LOST and len(plain) > 1 and not plain.zones:
-            # rings that no form of S can do without, found before D can grow into them, need not be sought twice
-            ringed = self.ringed(valid, support, first, best)
-            if ringed is not None and ringed.evidence > best.evidence + SUPPORT_GAIN:
-                best, alone = ringed, {}
-            else:
-                self.radial = plain
-        small, lost = support, len(self.options.links) > 1 and outlying(best, valid) > LOST
+        best = self.early(valid)
+        lost = len(self.options.links) > 1 and outlying(best, valid) > LOST
+        support, found = small, {first: best}
+        for link in others:                     # where the first form got lost, it is no start
+            start = None if lost else self._started(valid, small, first, link, best)
+            found[link] = self.solve(valid, small, link, start, tolerance=tolerance, iterations=MOST_STEPS)
+        leading = first
         if not lost:
-            support, best = self.grown(valid, support, first, best)
-        found = {first: best}
-        for link in others:                     # D is nearly the same for all links
-            start = None if lost else self._translated(valid, support, first, link, best.state)
-            if start is not None and outlying(best, valid) > FEW_OUTLIERS:
-                # from the order of another S may run into what that left out
-                start = replace(start, alpha=torch.zeros_like(start.alpha), alpha_variance=self._fresh(valid, support, link))
-            found[link] = alone[link] if lost and link in alone else self.solve(
-                valid, support, link, start, tolerance=tolerance, iterations=MOST_STEPS)
-        if "positive" in self.options.links[1:] and self.dark(valid, support, found):
-            other = self.solve(valid, small, "positive", tolerance=tolerance, iterations=2 * MOST_STEPS)
-            grown, found["positive"] = self.grown(valid, small, "positive", other)
-        evidence = {link: factors.evidence for link, factors in found.items()}
-        # into holes, 1/S carries what is known of ordering; S itself knows nothing, and must be much better outside
-        ahead = {link: value - (HOLE_PENALTY * float(valid.sum()) if holes and link in ("linear", "positive") else 0.0)
-                 for link, value in evidence.items()}
-        link = max(ahead, key=ahead.get)
+            # what holes hide is all but free, and only 1/S is known to do well there
+            holes, before = self._holes(valid), self.radial.key
+            leading = first if holes else self._ahead(valid, found)
+            level = -math.inf if holes or self.radial.zones else found[leading].evidence - HOPELESS * float(valid.sum())
+            best = self.sharper(valid, small, leading, found[leading], rounds=1)
+            support, best = self.grown(valid, small, leading, best, sharper=True)
+            sharp = self.sharper(valid, support, leading, best)
+            if sharp is not best:
+                support, best = self.grown(valid, support, leading, sharp)
+            found[leading] = best
+            if support > small or self.radial.key != before:        # D is nearly the same for all links
+                for link in [link for link, own in found.items() if link != leading and own.evidence > level]:
+                    start = self._started(valid, support, leading, link, best)
+                    found[link] = self.solve(valid, support, link, start, tolerance=tolerance, iterations=MOST_STEPS)
+        if "positive" in self.options.links[1:] and self.dark(valid, found):
+            grown, found["positive"] = self.positive(valid, support, found)
+        link = self._ahead(valid, found)
         best = found[link]
-        support = grown if link == "positive" else support
-        if link not in (first, "positive"):
+        if link == "positive":
+            support = grown
+        elif lost or link != leading:
             support, best = self.grown(valid, support, link, best)
-        return support, link, best, evidence
+        return support, link, best, {name: factors.evidence for name, factors in found.items()}
 
-    def dark(self, valid: Tensor, support: float, found: dict[str, Factors]) -> bool:
+    def early(self, valid: Tensor) -> Factors:
+        """The first look, with splines for rings where they are what it lacks most."""
+        best, plain = self.first(valid), self.radial
+        if plain.zones or len(plain) < 2:
+            return best
+        support, link = self.supports()[0], self.options.links[0]
+        problem, fields = self.problem(valid, support, link, polish=False)[0], best.fields
+        if ring_share(self.arrays, problem.intensity - fields.model, problem.variance(best.state, fields), valid) > RINGED:
+            # found before D can grow into them, they need not be sought twice
+            ringed = self.ringed(valid, support, link, best, rounds=1)
+            if ringed is not None and ringed.evidence > best.evidence + SUPPORT_GAIN:
+                return ringed
+            self.radial = plain
+        return best
+
+    def sharper(self, valid: Tensor, support: float, link: str, best: Factors, rounds: int = RING_ROUNDS) -> Factors:
+        """The same with other splines for the rings that are known, if that is better: how sharp they are is seen bit by bit."""
+        if not self.radial.zones:
+            return best
+        return self.ringed(valid, support, link, best, rounds, afresh=rounds == 1) or best
+
+    def _ahead(self, valid: Tensor, found: dict[str, Factors]) -> str:
+        """The best form of S."""
+        # into holes, 1/S carries what is known of ordering; S itself knows nothing, and must be much better outside. Where it is
+        # well below zero it is no order at all, and must be better by far than its positive part
+        pixels, holes = float(valid.sum()), self._holes(valid)
+        behind = dict.fromkeys(("linear", "positive"), HOLE_PENALTY * pixels if holes else 0.0)
+        if "positive" in found and "linear" in found and float(self._series(valid, found["linear"]).min()) < NEGATIVE:
+            behind["linear"] += HOPELESS * pixels
+        value = {link: own.evidence - behind.get(link, 0.0) for link, own in found.items()}
+        # below the floor of the noise the evidence is that of the priors alone
+        scale = self.problem(valid, self.supports()[0], self.options.links[0], polish=False)[0].scale
+        misfit = {link: float((own.fields.model - self.arrays.intensity)[valid].square().mean()) for link, own in found.items()
+                  if value[link] > max(value.values()) - HOLE_PENALTY * pixels}
+        if max(misfit.values()) < (NOISE_FLOOR * scale) ** 2 and not holes:
+            return min(misfit, key=misfit.__getitem__)
+        return max(value, key=value.__getitem__)
+
+    def _series(self, valid: Tensor, found: Factors) -> Tensor:
+        """The series of S on the points of a cell."""
+        return 1.0 + 2.0 * self.problem(valid, self.supports()[0], "linear", polish=False)[0].cell.series(found.state.alpha)
+
+    def positive(self, valid: Tensor, support: float, found: dict[str, Factors]) -> tuple[float, Factors]:
+        """The positive part as the form of S, from the outcome of S itself or, where that is no good start, from scratch."""
+        level, linear = max(own.evidence for own in found.values()), found.get("linear")
+        if linear is not None and linear.evidence == level:
+            start, least = self._started(valid, support, "linear", "positive", linear), level - HOPELESS * float(valid.sum())
+            own = self.solve(valid, support, "positive", start, (2 * FIRST_STEPS, least), tolerance=SEARCH_TOLERANCE,
+                             iterations=MOST_STEPS)
+            if own.evidence > level:
+                return self.grown(valid, support, "positive", own)
+            if own.evidence < least:
+                return support, own
+        small, tolerance = self.supports()[0], TOLERANCE_OF[self._holes(valid)]
+        own = self.solve(valid, small, "positive", tolerance=tolerance, iterations=2 * MOST_STEPS)
+        return self.grown(valid, small, "positive", own)
+
+    def dark(self, valid: Tensor, found: dict[str, Factors]) -> bool:
         """Whether S seems to be zero or less in a part of the cell, which no short series is."""
         if "linear" not in found:
             return True
-        problem = self.problem(valid, support, "linear", polish=False)[0]
-        series = 1.0 + 2.0 * problem.cell.series(found["linear"].state.alpha)
-        return float((series < DARK).double().mean()) > DARK_SHARE
+        return float((self._series(valid, found["linear"]) < DARK).double().mean()) > DARK_SHARE
 
     def finer(self, valid: Tensor, chosen: tuple[float, str, Factors, dict[str, float]]) -> tuple[Fit, tuple]:
         """The search's outcome with order vectors that reach further, where the residual repeats from zone to zone."""
@@ -333,8 +376,9 @@ class Fit:
             return self, chosen
         return other, (small, wanted, best, evidence)
 
-    def grown(self, valid: Tensor, support: float, link: str, best: Factors, most: float | None = None) -> tuple[float, Factors]:
-        """The support made larger for as long as the evidence asks for it.
+    def grown(self, valid: Tensor, support: float, link: str, best: Factors, most: float | None = None, *,
+              sharper: bool = False) -> tuple[float, Factors]:
+        """The support made larger for as long as the evidence asks for it; on request, so are the splines for rings on the way.
 
         By default not beyond what most molecules need: order that a short series lacks would go on driving it.
         """
@@ -350,7 +394,8 @@ class Fit:
             if trial.evidence < best.evidence + SUPPORT_GAIN:
                 self._refused = best
                 break
-            support, best = larger, trial
+            # rings that D was too small to show before would drive it further
+            support, best = larger, self.sharper(valid, larger, link, trial, rounds=1) if sharper else trial
         return support, best
 
     def gain(self, valid: Tensor, support: float, larger: float, link: str, best: Factors) -> float:
@@ -379,68 +424,20 @@ class Fit:
     def _wider(self, valid: Tensor, support: float, larger: float, link: str, best: Factors) -> Factors:
         """A larger support from the solution of this one; given up where its first steps gain nothing."""
         # too small a support may have put the lattice wrong
-        problem, start = self.problem(valid, larger, link, polish=self.options.polish, iterations=FIRST_STEPS,
+        problem, start = self.problem(valid, larger, link, polish=self.options.polish, iterations=MOST_STEPS,
                                       tolerance=SEARCH_TOLERANCE)
         before = self.problem(valid, support, link, polish=False)[0].basis
-        trial = refine(problem, carried(start, best.state, problem.basis, before), covariance=False)
-        if best.evidence < trial.evidence and trial.iterations == FIRST_STEPS:
-            problem.settings = replace(problem.settings, iterations=MOST_STEPS - FIRST_STEPS)
-            trial = refine(problem, trial.state, covariance=False)
-        return trial
+        start = carried(start, best.state, problem.basis, before)
+        return refine(problem, start, covariance=False, trial=(FIRST_STEPS, best.evidence))
 
-    def _fresh(self, valid: Tensor, support: float, link: str) -> Tensor:
-        """Prior variances of the series to start with."""
-        return self.problem(valid, support, link, polish=False)[1].alpha_variance
+    def _started(self, valid: Tensor, support: float, first: str, link: str, found: Factors) -> State:
+        """The outcome of one link as the start of another."""
+        if outlying(found, valid) <= FEW_OUTLIERS:
+            return self._translated(valid, support, first, link, found.state)
+        # from the order of another S may run into what that left out
+        fresh = self.problem(valid, support, link, polish=False)[1]
+        return replace(found.state, alpha=torch.zeros_like(fresh.alpha), alpha_variance=fresh.alpha_variance)
 
     def _translated(self, valid: Tensor, support: float, first: str, link: str, state: State) -> State:
-        """The state of one link as the start of another: its S, or the logarithm or reciprocal of it, as a series."""
-        problem, scratch = self.problem(valid, support, link, polish=False)
-        cell = problem.cell
-        series = 1.0 + 2.0 * cell.series(state.alpha)
-        order = LINKS[first](series)[0]
-        order = order / order.mean()
-        target = {"linear": order, "positive": order, "log": 1.0 + order.clamp(min=LOWEST).log(),
-                  "reciprocal": 1.0 / order.clamp(min=LOWEST)}[link]
-        target = target / target.mean() if link == "reciprocal" else target - target.mean() + 1.0
-        alpha = cell.project(target)        # the mean square of a wave is a half
-        for _ in range(12):                 # the truncated series must stay where the link is defined
-            if math.isfinite(problem.cell_mean(alpha)):
-                break
-            alpha = 0.5 * alpha
-        shell = problem.basis.order_shell
-        power = torch.zeros_like(scratch.alpha_variance).index_add(0, shell, alpha.square())
-        power = power / torch.bincount(shell, minlength=len(power)).clamp(min=1)
-        return replace(state, alpha=alpha, alpha_variance=torch.maximum(power, START_SHARE * scratch.alpha_variance))
-
-
-def outlying(factors: Factors, valid: Tensor) -> float:
-    """Share of the pixels that the robust weights leave out."""
-    return float((factors.weight[valid] == 0).double().mean())
-
-
-def carried(start: State, old: State, basis: Basis, before: Basis) -> State:
-    """One support begun from the solution of another."""
-    where = {tuple(v): i for i, v in enumerate(torch.cat([before.patterson, before.patterson_sine[:, None]], 1).tolist())}
-    rows = torch.cat([basis.patterson, basis.patterson_sine[:, None]], 1).tolist()
-    place = torch.tensor([where.get(tuple(v), -1) for v in rows], device=old.p.device)
-    p = torch.where(place >= 0, old.p[place.clamp(min=0)], torch.zeros_like(start.p))
-    variance = start.p_variance.clone()
-    n = min(len(variance), len(old.p_variance))
-    variance[:n] = old.p_variance[:n]
-    variance[n:] = old.p_variance.median()
-    # a small support explains little and may have talked the order down
-    return replace(old, p=p, p_variance=variance, alpha_variance=torch.maximum(old.alpha_variance, start.alpha_variance))
-
-
-def _lattice_modes(arrays: Arrays) -> tuple[Tensor, ...]:
-    """Small changes of the cell that keep lattice rows on the pixel axes; all changes where they are not on them."""
-    ndim, device = arrays.grid.ndim, arrays.intensity.device
-    pairs = [(i, i) for i in range(ndim)]
-    if not arrays.grid.aligned:
-        pairs = [(i, j) for i in range(ndim) for j in range(ndim)]
-    modes = []
-    for i, j in pairs:
-        mode = torch.zeros(ndim, ndim, dtype=torch.float64, device=device)
-        mode[i, j] = 1.0
-        modes.append(mode)
-    return tuple(modes)
+        """The state of one link as the start of another."""
+        return translated(*self.problem(valid, support, link, polish=False), first, state)
