@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from .peaks import Coupling, coupling, coupling_of_now
@@ -64,7 +63,6 @@ def _weights(problem: Problem, fields: Fields, weight: Tensor) -> tuple[Tensor, 
 
 def curvature(problem: Problem, state: State, fields: Fields, weight: Tensor, modes: Tensor) -> tuple[Curvature, Tensor]:
     """That of a state, and the right-hand side of its normal equations."""
-    columns = torch.cat([problem.basis.radial, modes])
-    matrix, right = problem.normal(state, fields, weight, columns)
-    bragg = None if problem.peaks is None else coupling(problem, state, fields, weight, columns)
+    matrix, right = problem.normal(state, fields, weight, modes)
+    bragg = None if problem.peaks is None else coupling(problem, state, fields, weight, modes)
     return Curvature(matrix, bragg, _weights(problem, fields, weight), modes), right

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from .cell import OrderCell, cell_of_order
+from .columns import SparseColumns
+from .folding import Fold, Unfolded, fold_of
 from .fourier import FourierGrid, Gram
 from .links import LINKS
 from .numerics import non_negative, quantum
@@ -45,18 +47,34 @@ class Problem:
     """One volume or plane to be factorised: data, weights and basis, and the normal equations about a state."""
 
     def __init__(self, intensity: Tensor, valid: Tensor, basis: Basis, settings: Settings, sigma: Tensor | None = None,
-                 modes: tuple[Tensor, ...] = (), peaks: Peaks | None = None, like: Problem | None = None) -> None:
+                 modes: tuple[Tensor, ...] = (), peaks: Peaks | None = None, like: Problem | None = None,
+                 axes: tuple[Tensor, ...] = ()) -> None:
         self.intensity, self.valid, self.basis, self.settings = intensity, valid.double(), basis, settings
-        self.sigma, self.modes, self.peaks = sigma, modes, peaks
+        self.sigma, self.modes, self.peaks, self.axes = sigma, modes, peaks, axes
         self.n_pixels = float(self.valid.sum())
         values = intensity[valid].abs().sort().values
         self.scale = float(values[: max(len(values) - len(values) // 200, 1)].mean())
         self.step = quantum(intensity[valid])
         self.hidden: Tensor | None = None
         self._lookups: list[tuple[tuple[int, ...], Gram]] = []
+        self.radial = SparseColumns(basis.radial)
+        self.fold = self._fold(like)
+        even = basis.radial_kind[: len(basis.radial)] < 2
+        self._even, self._uneven = torch.nonzero(even)[:, 0], torch.nonzero(~even)[:, 0]
+        self._radial_half = self.fold.half(basis.radial[self._even])
         self.cell: OrderCell = cell_of_order(basis.order, basis.order_sine, None if like is None else (like.basis, like.cell))
         self.reach_d = tuple(int(v) for v in basis.patterson.abs().amax(0))
         self.reach_s = tuple(int(v) for v in basis.order.abs().amax(0)) if len(basis.order) else (0,) * intensity.ndim
+
+    def _fold(self, like: Problem | None) -> Fold | Unfolded:
+        """Half of the pixels, where all cosines are even on them and the envelope is, too."""
+        basis, axes = self.basis, self.axes
+        if bool(basis.patterson_sine.any()) or bool(basis.order_sine.any()):
+            return Unfolded()
+        fold = like.fold if like is not None else fold_of(axes)
+        again = fold.whole(fold.half(basis.envelope), basis.envelope.shape)
+        even = bool(((again - basis.envelope).abs() <= 1e-9 * basis.envelope.abs()).all())
+        return fold if even else Unfolded()
 
     def under(self, settings: Settings) -> Problem:
         """The same problem with other settings; tables are shared."""
@@ -88,18 +106,17 @@ class Problem:
 
     def fields(self, state: State) -> Fields:
         """D, S, B and the model of a state."""
-        basis, grid = self.basis, state.grid
-        factor = basis.envelope * self._expand(grid, state.p, basis.patterson, basis.patterson_sine)
+        basis, grid, shape = self.basis, self.fold.grid(state.grid), self.intensity.shape
+        factor = basis.envelope * self.fold.whole(self._expand(grid, state.p, basis.patterson, basis.patterson_sine), shape)
         stride = torch.tensor(basis.stride, device=basis.order.device)
         series = 1.0 + self._expand(grid, 2.0 * state.alpha, basis.order * stride, basis.order_sine)
-        order, slope = LINKS[self.settings.link](series)
         mean = self.cell_mean(state.alpha)
-        order, slope = order / mean, slope / mean
-        background = torch.einsum("k,k...->...", state.b, basis.radial) if len(state.b) else torch.zeros_like(factor)
+        order, slope = (self.fold.whole(v / mean, shape) for v in LINKS[self.settings.link](series))
+        background = self.radial.sum(state.b) if len(state.b) else torch.zeros_like(factor)
         if self.peaks is None:
             return Fields(factor, order, slope, background, factor * order + background)
-        profile = self.peaks.profile(grid, state.width, state.shape)
-        bragg = self.peaks.image(state.height[:, None] * profile, grid.shape)
+        profile = self.peaks.profile(state.grid, state.width, state.shape)
+        bragg = self.peaks.image(state.height[:, None] * profile, shape)
         return Fields(factor, order, slope, background, factor * order + background + bragg, bragg)
 
     def cell_mean(self, alpha: Tensor) -> float:
@@ -191,39 +208,54 @@ class Problem:
 
     # ------------------------------------------------------------------ normal equations
 
-    def normal(self, state: State, fields: Fields, weight: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gauss-Newton matrix and right-hand side (without priors) in the order p, α, b, lattice."""
-        columns = self.columns(state, fields) if columns is None else columns
-        basis, grid = self.basis, state.grid
+    def normal(self, state: State, fields: Fields, weight: Tensor, modes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gauss-Newton matrix and right-hand side (without priors) in the order p, α, b, lattice.
+
+        ``modes`` are the :meth:`mode_columns`, which are calculated where they are not given.
+        """
+        modes = self.mode_columns(state, fields) if modes is None else modes
+        basis, fold, grid = self.basis, self.fold, self.fold.grid(state.grid)
         residual = self.intensity - fields.model
-        gs = basis.envelope * fields.order
-        fd, fs = (basis.patterson, basis.patterson_sine), (basis.order, basis.order_sine)
+        gs, both = fold.half(basis.envelope * fields.order), fold.half(fields.factor * fields.slope)
+        by = fold.folded(weight)
         (reach2, dd), (order2, ss), (cross, ds) = self._grams()
-        dd = dd(grid.moments(weight * gs.square(), reach2, wanted=dd.wanted))
-        both = fields.factor * fields.slope
-        ss = 4.0 * ss(grid.moments(weight * both.square(), order2, basis.stride, ss.wanted))
-        ds = 2.0 * ds(grid.moments(weight * gs * both, cross, wanted=ds.wanted))
-        stack = torch.cat([residual[None], columns])
-        to_d = grid.project(stack, fd, self.reach_d, by=weight * gs)
-        to_s = 2.0 * grid.project(stack, fs, self.reach_s, basis.stride, by=weight * both)
-        flat = columns.flatten(1)
-        weighted = flat * weight.flatten()
-        cc = weighted @ flat.T
-        matrix = torch.cat([
-            torch.cat([dd, ds, to_d[1:].T], 1),
-            torch.cat([ds.T, ss, to_s[1:].T], 1),
-            torch.cat([to_d[1:], to_s[1:], cc], 1),
-        ])
-        return matrix, torch.cat([to_d[0], to_s[0], weighted @ residual.flatten()])
+        dd = dd(grid.moments(by * gs.square(), reach2, wanted=dd.wanted))
+        ss = ss(grid.moments(by * both.square(), order2, basis.stride, ss.wanted)).mul_(4.0)
+        ds = ds(grid.moments(by * gs * both, cross, wanted=ds.wanted)).mul_(2.0)
+        n, m, k = len(dd), len(ss), len(self.radial)
+        size = n + m + k + len(modes)
+        matrix, right = dd.new_empty(size, size), dd.new_empty(size)
+        matrix[:n, :n], matrix[n : n + m, n : n + m], matrix[:n, n : n + m] = dd, ss, ds
+        # what is not the same at opposite pixels
+        others = torch.cat([residual[None], modes, basis.radial[self._uneven]]) * weight
+        rows = torch.cat([torch.arange(n + m + k, size, device=self._uneven.device), n + m + self._uneven])
+        for own, functions, reach, stride, factor, times in (
+            (slice(0, n), (basis.patterson, basis.patterson_sine), self.reach_d, None, gs, 1.0),
+            (slice(n, n + m), (basis.order, basis.order_sine), self.reach_s, basis.stride, both, 2.0),
+        ):
+            found = times * grid.project(fold.folded(others), functions, reach, stride, by=factor)
+            right[own], matrix[rows, own] = found[0], found[1:]
+            if len(self._even):
+                matrix[n + m + self._even, own] = times * grid.project(self._radial_half, functions, reach, stride, by=by * factor)
+        matrix[n + m : n + m + k, n + m : n + m + k] = self.radial.products(weight)
+        matrix[n + m + k :, n + m + k :] = others[1 : 1 + len(modes)].flatten(1) @ modes.flatten(1).T
+        inner = self.radial.project(others[: 1 + len(modes)])
+        matrix[n + m + k :, n + m : n + m + k] = inner[1:]
+        right[n + m : n + m + k], right[n + m + k :] = inner[0], modes.flatten(1) @ others[0].flatten()
+        matrix[n:, :n][:m] = ds.T
+        matrix[: n + m, n + m :] = matrix[n + m :, : n + m].T
+        matrix[n + m : n + m + k, n + m + k :] = matrix[n + m + k :, n + m : n + m + k].T
+        return matrix, right
 
     def gradient(self, state: State, fields: Fields, weight: Tensor, modes: Tensor) -> Tensor:
         """The right-hand side of :meth:`normal` alone; ``modes`` are the :meth:`mode_columns`."""
-        basis, grid = self.basis, state.grid
+        basis, fold, grid = self.basis, self.fold, self.fold.grid(state.grid)
         weighted = weight * (self.intensity - fields.model)
-        both = fields.factor * fields.slope
-        parts = [grid.project(weighted, (basis.patterson, basis.patterson_sine), self.reach_d, by=basis.envelope * fields.order),
-                 2.0 * grid.project(weighted, (basis.order, basis.order_sine), self.reach_s, basis.stride, by=both),
-                 basis.radial.flatten(1) @ weighted.flatten(), modes.flatten(1) @ weighted.flatten()]
+        gs, both = fold.half(basis.envelope * fields.order), fold.half(fields.factor * fields.slope)
+        half = fold.folded(weighted)
+        parts = [grid.project(half, (basis.patterson, basis.patterson_sine), self.reach_d, by=gs),
+                 2.0 * grid.project(half, (basis.order, basis.order_sine), self.reach_s, basis.stride, by=both),
+                 self.radial.project(weighted), modes.flatten(1) @ weighted.flatten()]
         return torch.cat(parts)
 
     def _grams(self) -> list[tuple[tuple[int, ...], Gram]]:
@@ -241,29 +273,23 @@ class Problem:
                 self._lookups.append((reach, Gram(reach, rows, columns)))
         return self._lookups
 
-    def columns(self, state: State, fields: Fields) -> Tensor:
-        """Derivatives of the model by the background coefficients and the lattice modes, (k, *shape)."""
-        return torch.cat([self.basis.radial, self.mode_columns(state, fields)])
-
     def mode_columns(self, state: State, fields: Fields) -> Tensor:
         """Derivatives of the model by the lattice modes, (n, *shape); none where the lattice stays as it is."""
         if not self.settings.polish or not self.modes:
             return self.intensity.new_zeros(0, *self.intensity.shape)
-        basis, grid = self.basis, state.grid
+        basis, grid, half = self.basis, self.fold.grid(state.grid), self.fold.half
         stride = torch.tensor(basis.stride, device=basis.order.device)
         index = basis.order * stride
         divisions = torch.tensor(grid.divisions, dtype=torch.float64, device=index.device)
         r = 2.0 * math.pi * index.double() / divisions
         u = grid.coordinates()
-        slope = [self._gradient(grid, 2.0 * state.alpha * r[:, j], index, basis.order_sine) * fields.factor * fields.slope
-                 for j in range(grid.ndim)]
+        both, gs = half(fields.factor * fields.slope), half(basis.envelope * fields.order)
         p = 2.0 * math.pi * basis.patterson.double() / divisions
-        for j in range(grid.ndim):
-            own = self._gradient(grid, state.p * p[:, j], basis.patterson, basis.patterson_sine)
-            slope[j] = slope[j] + own * basis.envelope * fields.order
+        slope = [self._gradient(grid, 2.0 * state.alpha * r[:, j], index, basis.order_sine) * both
+                 + self._gradient(grid, state.p * p[:, j], basis.patterson, basis.patterson_sine) * gs for j in range(grid.ndim)]
         # a mode E changes u to u (1 + E): du_j = Σ_i u_i E_ij
-        modes = [sum(slope[j] * sum(u[i] * mode[i, j] for i in range(grid.ndim)) for j in range(grid.ndim))
-                 for mode in self.modes]
+        modes = [self.fold.whole(sum(slope[j] * sum(u[i] * mode[i, j] for i in range(grid.ndim)) for j in range(grid.ndim)),
+                                 self.intensity.shape) for mode in self.modes]
         if self.peaks is not None:
             modes = [own + self.peaks.moved(state, mode)
                      for own, mode in zip(modes, self.modes, strict=True)]

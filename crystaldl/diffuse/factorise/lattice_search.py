@@ -22,7 +22,8 @@ from scipy.ndimage import gaussian_filter
 from ...errors import DataError
 from ..geometry import PlaneLattice, pixel_lattice, reduce_basis
 from .lattice_peaks import BEHIND, coarser_lattices, lattice_evidence, likely_lattices, standing_out
-from .search import FIRST_SUPPORT, Fit
+from .looks import FIRST_SUPPORT, STUCK
+from .search import Fit
 from .states import Factors
 from .unknowns import Arrays, arrays_of, default_reach, largest_support
 
@@ -208,7 +209,7 @@ class BriefFit:
         support = min(FIRST_SUPPORT * arrays.cell, 0.7 * largest_support(arrays))
         found: dict[str, Factors] = {}
         for link in self.links:
-            found[link] = fit.solve(arrays.valid, support, link, iterations=10, tolerance=5e-3)
+            found[link] = fit.solve(arrays.valid, support, link, iterations=10, tolerance=5e-3, look=STUCK)
             if found[link].evidence < self.best - FAR * float(arrays.valid.sum()):
                 break
         link = max(found, key=lambda name: found[name].evidence)

@@ -241,8 +241,8 @@ def settled(problem: Problem, state: State, fields: Fields, weight: Tensor) -> t
     return state, replace(fields, model=fields.model - fields.peaks + bragg, peaks=bragg)
 
 
-def coupling(problem: Problem, state: State, fields: Fields, weight: Tensor, columns: Tensor) -> Coupling:
-    """Rows of the normal matrix that belong to the amplitudes; ``columns`` are the derivatives by the other unknowns."""
+def coupling(problem: Problem, state: State, fields: Fields, weight: Tensor, modes: Tensor) -> Coupling:
+    """Rows of the normal matrix that belong to the amplitudes; ``modes`` are the derivatives by the lattice modes."""
     peaks, basis, grid = problem.peaks, problem.basis, state.grid
     profile = peaks.profile(grid, state.width, state.shape)
     flat = weight.flatten()[peaks.place] * profile
@@ -252,7 +252,7 @@ def coupling(problem: Problem, state: State, fields: Fields, weight: Tensor, col
     cross = torch.cat([
         peaks.project(flat * gs, grid, basis.patterson, basis.patterson_sine),
         2.0 * peaks.project(flat * both, grid, basis.order * stride, basis.order_sine),
-        torch.stack([(flat * own.flatten()[peaks.place]).sum(1) for own in columns], 1),
+        torch.stack([(flat * own.flatten()[peaks.place]).sum(1) for own in (*basis.radial, *modes)], 1),
     ], 1)
     precision = precision_of(problem, state)
     residual = (problem.intensity - fields.model).flatten()[peaks.place]

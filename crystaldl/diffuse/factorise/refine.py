@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .curvature import Curvature, curvature
 from .evidence import log_evidence, updated_prior
-from .gauss_newton import NOISE_FLOOR, Problem
+from .gauss_newton import NOISE_FLOOR, PROPORTION, Problem
 from .numerics import solve
 from .peaks import Coupling, precision_of, settled, updated_peaks
 from .states import Factors, Fields, State
@@ -18,14 +19,16 @@ KEPT = 0.12                     # change of the weights up to which the normal m
 OLDEST = 3                      # steps in a row that may do with it, unless hardly anything has changed
 COMPARED = 0.05                 # the same for the evidence
 
+Look = tuple[int, Callable[[State, Fields], bool]]
+
 
 class _Equations:
     """Normal equations of a refinement at the state where it is; the matrix is that of an earlier one while it will do."""
 
-    def __init__(self, problem: Problem, kept: bool) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
         # Bragg peaks change with their width and heights, too
-        self._limit = KEPT if kept and problem.peaks is None else -1.0
+        self._limit = KEPT if problem.peaks is None else -1.0
         self._known: Curvature | None = None
         self._age = 0
 
@@ -54,13 +57,13 @@ class _Equations:
 
 
 def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_noise: bool = True,
-           covariance: bool = True, trial: tuple[int, float] | None = None) -> Factors:
+           covariance: bool = True, trial: tuple[int, float] | None = None, look: Look | None = None) -> Factors:
     """Gauss-Newton with evidence updates of the prior and noise variances until nothing moves; the covariance on request.
 
-    ``trial`` is a number of steps and the evidence that they must have brought for others to follow.
+    ``trial`` is a number of steps and the evidence that they must have brought for others to follow; ``look`` a number of steps
+    and what says of a state whether none follow.
     """
-    # the last steps are to reach the minimum, and there may be no noise to stop at
-    settings, equations = problem.settings, _Equations(problem, not covariance)
+    settings, equations = problem.settings, _Equations(problem)
     fields = problem.fields(state)
     weight = problem.weights(state, fields)
     damping, calm, iteration, moved = 0.0, 0, 0, True
@@ -73,7 +76,7 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
             extra = problem.guard_precision(state)
             here = _objective(problem, state, fields, weight, extra)
             matrix, right = _guarded(matrix, right, state, extra)
-        total = matrix + torch.diag(precision + damping * (precision + matrix.diagonal()))
+        total = _with_diagonal(matrix, precision + damping * (precision + matrix.diagonal()))
         damped = damping > 0.0
         step, factor = solve(total, right - precision * values)
         found = _searched(problem, state, step, (weight, extra), here)
@@ -96,9 +99,10 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
         # what is hidden goes on moving when the rest has long been fitted to better than the floor of the noise
         least = 0.0 if extra is not None else (NOISE_FLOOR * problem.scale) ** 2
         calm = calm + 1 if abs(before - misfit) <= max(settings.tolerance * misfit, least) else 0
+        if (look is not None and iteration == look[0] and look[1](state, fields)) or (
+                trial is not None and iteration == trial[0] and _in_vain(equations, (state, fields, weight), trial[1])):
+            break
         if trial is not None and iteration == trial[0]:
-            if _in_vain(equations, (state, fields, weight), trial[1]):
-                break
             calm = 0
         elif calm == 2:
             if equations.good:
@@ -113,6 +117,17 @@ def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_no
     misfit = float((weight * (problem.intensity - fields.model).square()).sum() / (weight > 0).sum())
     evidence = _evidence(problem, state, fields, (factor, precision, extra), bragg)
     return Factors(state, fields, weight, torch.cholesky_inverse(factor) if covariance else None, misfit, evidence, iteration)
+
+
+def _with_diagonal(matrix: Tensor, more: Tensor) -> Tensor:
+    out = matrix.clone()
+    out.diagonal().add_(more)
+    return out
+
+
+def in_proportion(state: State) -> bool:
+    """Whether what the model leaves is as much of it as may be taken for noise."""
+    return state.noise[2] > 0.999 * PROPORTION**2
 
 
 def _adapted(problem: Problem, state: State, fields: Fields, weight: Tensor, factor: Tensor | None,
@@ -140,7 +155,7 @@ def _settled_curvature(equations: _Equations, place: tuple[State, Fields, Tensor
     matrix, _, bragg = equations.at(*place, change)
     matrix, _ = _guarded(matrix, torch.zeros_like(matrix[0]), state, extra)
     precision, _ = problem.prior(state)
-    return solve(matrix + torch.diag(precision), precision)[1], precision, extra, bragg
+    return solve(_with_diagonal(matrix, precision), precision)[1], precision, extra, bragg
 
 
 def _evidence(problem: Problem, state: State, fields: Fields, curvature: tuple[Tensor, Tensor, Tensor | None],

@@ -9,119 +9,46 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .finer import lengthened, longer_reach, repeating
 from .gauss_newton import NOISE_FLOOR, Problem
-from .peaks import MISFIT, Bragg, first_heights, make_peaks
-from .profile import FURTHEST, first_shape
-from .refine import refine
-from .rings import Radial, even_knots, ring_functions, ring_share, rough_zones
-from .starts import carried, lattice_modes, outlying, translated
-from .states import Factors, Settings, State
-from .unknowns import (
-    Arrays,
-    build,
-    envelope_of,
-    largest_support,
-    order_functions,
-    patterson_functions,
-    shortest_vector,
-    unseen,
+from .looks import (
+    FIRST_SUPPORT,
+    HOPELESS,
+    LARGER,
+    MOST_STEPS,
+    RING_ROUNDS,
+    SEARCH_TOLERANCE,
+    SUPPORT_GAIN,
+    TOLERANCE_OF,
+    Looks,
 )
+from .peaks import Bragg
+from .refine import refine
+from .starts import carried, outlying, translated
+from .states import Factors, State
+from .unknowns import order_functions, patterson_functions
 
-if TYPE_CHECKING:
-    from .solver import FactoriseOptions
-
-FIRST_SUPPORT = 1.1             # cells
-SMALLER = 0.85                  # of the shortest lattice vector: a support that holds none of them
-LARGER = 1.3                    # step of the support
-SEARCH_TOLERANCE = 1.5e-3       # of the misfit, while choices are still open
-TOLERANCE_OF = {False: SEARCH_TOLERANCE, True: 0.2 * SEARCH_TOLERANCE}      # what holes hide goes on moving
 HOLE_PENALTY = 0.05             # log evidence a pixel
-HOPELESS = 0.5                  # log evidence a pixel: a form of S behind by more is not tried again on a larger support
-SUPPORT_GAIN = 15.0             # log evidence that a larger support must win
-MOST_STEPS = 15                 # of one solution, while choices are still open
-RING_ROUNDS, RING_STEPS = 4, 6  # of splines for rings; steps of each of them
-RINGED = 0.4                    # share of narrow rings in the squared residual of a first look: from there rings are sought at once
-UNEVEN, UNEVEN_SCORE = 4, 10.0  # hat functions of an uneven background; mean square of normalised gradients that asks for it
+FAR = 1.0                       # the same after the first steps on the larger support
 FIRST_STEPS = 3                 # on a larger support before it is looked at
-WRONG = 0.02                    # of a Bragg peak: what its profile is wrong by, from where another is tried
 FEW_OUTLIERS, LOST = 5e-4, 0.03     # share of the pixels; and where a form of S that leaves out so many is not pursued
 NEGATIVE = -0.02                # of the mean of S: what is further below zero is no order
 DARK, DARK_SHARE = 0.05, 0.02   # of the mean of S, and share of the cell that is darker: from where its positive part is tried
 
 
-class Fit:
-    """Refinements of one set of arrays with different supports and links."""
-
-    def __init__(self, arrays: Arrays, options: FactoriseOptions, reach: float, *, falling: bool = True,
-                 bragg: Bragg | None = None) -> None:
-        self.arrays, self.options, self.reach, self.bragg = arrays, options, reach, bragg
-        self.modes = lattice_modes(arrays)
-        self.radial, self.falling = Radial(even_knots(options.background)), falling
-        self._problems: dict[tuple, tuple[Problem, State, Tensor]] = {}
-        self._refused: Factors | None = None    # with which a larger support has been tried in vain
-        self._first: tuple[Tensor, tuple, Factors] | None = None
-        self._in_vain: set[tuple] = set()       # splines for rings that did not do better than others
+class Fit(Looks):
+    """The search."""
 
     def other(self, *, reach: float | None = None, falling: bool | None = None, bragg: Bragg | None = None) -> Fit:
         """The same data with another reach of the order or form of the envelope, or with Bragg peaks."""
-        return Fit(self.arrays, self.options, reach or self.reach, falling=self.falling if falling is None else falling,
-                   bragg=bragg or self.bragg)
-
-    def supports(self) -> list[float]:
-        """Radii to try, ascending: one that holds no lattice vector, a little more than a cell (molecules fit in), larger ones."""
-        most = largest_support(self.arrays)
-        if self.options.support is not None:
-            return [min(self.options.support, most)]
-        first = FIRST_SUPPORT * self.arrays.cell
-        small = SMALLER * shortest_vector(self.arrays)
-        count = 1 + max(int(math.log(max(most / first, 1.0)) / math.log(LARGER) + 1e-9), 0)
-        larger = [min(first * LARGER**k, most) for k in range(count)]
-        return [min(small, most), *(v for v in larger if v > 1.05 * small)]
-
-    # ------------------------------------------------------------------ one refinement
-
-    def problem(self, valid: Tensor, support: float, link: str, *, polish: bool, iterations: int = 40,
-                tolerance: float = 3e-4) -> tuple[Problem, State]:
-        """The problem of a support and link on the pixels ``valid``, and the state to start from: S = 1 and large noise."""
-        settings = Settings(iterations=iterations, robust=self.options.robust, polish=polish, tolerance=tolerance, link=link,
-                            positive=True)
-        key = (id(valid), support, self.radial.key)
-        if key not in self._problems:
-            clear = valid if self.bragg is None else valid & self.bragg.clear
-            envelope = envelope_of(self.arrays, clear, falling=self.falling)
-            basis, start = build(replace(self.arrays, valid=clear), support, self.reach, self.options, envelope, self.radial)
-            like = next((p for p, _, _ in self._problems.values()), None)
-            problem = Problem(self.arrays.intensity, valid, basis, settings, self.arrays.sigma, self.modes, like=like)
-            if self.bragg is not None:
-                start = self._with_peaks(problem, start, valid)
-            problem.guard(unseen(self.arrays, valid, problem.cell.shape) if len(basis.order) else None)
-            # the last three: supports that are compared; `valid` is kept, so that no other tensor gets its id
-            self._problems = dict([*self._problems.items()][-2:]) | {key: (problem, start, valid)}
-        problem, start, _ = self._problems[key]
-        return problem.under(settings), start
-
-    def _with_peaks(self, problem: Problem, start: State, valid: Tensor) -> State:
-        own = self.bragg
-        problem.peaks = own.peaks
-        values = self.arrays.intensity[own.clear & valid].abs().sort().values
-        problem.scale = float(values[: max(len(values) - len(values) // 200, 1)].mean())
-        height = first_heights(own.peaks, self.arrays.intensity, valid, start.grid, own.width, own.shape)
-        return replace(start, height=height, height_variance=height.square() + problem.scale**2, width=own.width, shape=own.shape,
-                       misfit=MISFIT)
-
-    def solve(self, valid: Tensor, support: float, link: str, start: State | None = None, trial: tuple[int, float] | None = None,
-              **limits) -> Factors:
-        """Refine from scratch, S = 1 and large noise, or from a state of the same basis."""
-        problem, scratch = self.problem(valid, support, link, polish=self.options.polish and start is None, **limits)
-        return refine(problem, scratch if start is None else start, covariance=False, trial=trial)
-
-    # ------------------------------------------------------------------ the search
+        other = Fit(self.arrays, self.options, reach or self.reach, falling=self.falling if falling is None else falling,
+                    bragg=bragg or self.bragg)
+        other._too_small = self._too_small
+        return other
 
     def finish(self, clear: Tensor, seen: Tensor,
                report: Callable[[str], None] = lambda text: None) -> tuple[tuple, Problem, Factors]:
@@ -142,6 +69,7 @@ class Fit:
     def search(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """:meth:`choose`, once more with splines in |Q| where the residual shows rings, if the evidence says so."""
         self.shaped(valid)
+        self.early(valid)
         self.uneven(valid)
         first, plain = self.choose(valid), self.radial
         support, link, factors, _ = first
@@ -163,98 +91,16 @@ class Fit:
             self.radial = ringed
         return again[0], link, again[1], first[3]
 
-    def ringed(self, valid: Tensor, support: float, link: str, factors: Factors, rounds: int = RING_ROUNDS, *,
-               afresh: bool = False) -> Factors | None:
-        """A refinement with splines for the rings that the residual shows; None where it shows none.
-
-        What a plain background leaves of a ring is only the part that D could not take: where it lies is seen at once, how
-        sharp it is only once D has been freed of it.
-        """
-        plain = self.radial.plain
-        problem = self.problem(valid, support, link, polish=False)[0]
-        found = factors if self.radial.zones else None
-        for _ in range(rounds):
-            state, fields = factors.state, factors.fields
-            residual = self.arrays.intensity - fields.model
-            narrow = torch.einsum("k,k...->...", state.b[plain:], problem.basis.radial[plain:])
-            bare, weight = replace(self.radial, zones=()), valid / problem.variance(state, fields)
-            # zones that a first look at rings gave are too wide where D was too small
-            seen, known = (residual + narrow, bare) if afresh else (residual, self.radial)
-            zones, afresh = rough_zones(self.arrays, seen, weight, problem.scale, known), False
-            radial, heights = ring_functions(self.arrays, residual + narrow, valid, zones, problem.scale, bare)
-            if radial.key == self.radial.key or radial.key in self._in_vain:
-                break
-            before, self.radial = self.radial, radial
-            b = torch.cat([state.b[:plain], torch.as_tensor(heights, device=state.b.device)])
-            problem = self.problem(valid, support, link, polish=False)[0]
-            trial = self.solve(valid, support, link, replace(state, b=b), tolerance=SEARCH_TOLERANCE, iterations=RING_STEPS)
-            if found is not None and trial.evidence < found.evidence:
-                self._in_vain.add(radial.key)
-                self.radial = before
-                break
-            found = factors = trial
-        return found
-
-    def uneven(self, valid: Tensor) -> None:
-        """Let the background of a plane differ from side to side, where the first look at it is much better for that."""
-        if self.arrays.grid.ndim != 2 or len(self.radial.smooth) < 2 or self.radial.uneven:
-            return
-        first, plain = self.first(valid), self.radial
-        support, link = self.supports()[0], self.options.links[0]
-        self.radial = replace(plain, uneven=UNEVEN)
-        problem, _ = self.problem(valid, support, link, polish=False)
-        residual = first.weight * (self.arrays.intensity - first.fields.model)
-        own = problem.basis.radial[problem.basis.radial_kind == 2].flatten(1)
-        expected = own.square() @ first.weight.flatten()
-        if float(((own @ residual.flatten()).square() / expected.clamp(min=1e-300)).mean()) > UNEVEN_SCORE:
-            b = torch.cat([first.state.b, first.state.b.new_zeros(len(own))])
-            trial = self.solve(valid, support, link, replace(first.state, b=b), tolerance=SEARCH_TOLERANCE, iterations=MOST_STEPS)
-            if trial.evidence > first.evidence + SUPPORT_GAIN:
-                self._first = valid, self.radial.key, trial
-                return
-        self.radial = plain
-
-    def shaped(self, valid: Tensor) -> None:
-        """Let Bragg peaks be elliptic and have tails, where round Gaussians are not what they are and the first look is better."""
-        round_ones = self.bragg
-        if round_ones is None or round_ones.shape is not None:
-            return
-        first = self.first(valid)
-        if first.state.misfit <= WRONG:
-            return
-        wide = make_peaks(self.arrays, round_ones.width, FURTHEST)
-        problem, _ = self.problem(valid, self.supports()[0], self.options.links[0], polish=False)
-        shape, width = first_shape(problem, first, wide)
-        peaks = make_peaks(self.arrays, width, shape.reach(width))
-        kept = self._problems, self._first
-        self._problems, self._first = {}, None
-        self.bragg = replace(round_ones, peaks=peaks, width=width, shape=shape)
-        if self.first(valid).evidence < first.evidence + SUPPORT_GAIN:
-            self.bragg, (self._problems, self._first) = round_ones, kept
-
-    def first(self, valid: Tensor) -> Factors:
-        """The first form of S on the smallest support, from scratch; what came of it last is kept."""
-        key = self.radial.key
-        if self._first is None or self._first[0] is not valid or self._first[1] != key:
-            support, link = self.supports()[0], self.options.links[0]
-            tolerance = TOLERANCE_OF[self._holes(valid)]
-            self._first = valid, key, self.solve(valid, support, link, tolerance=tolerance, iterations=MOST_STEPS)
-        return self._first[2]
-
-    def _holes(self, valid: Tensor) -> bool:
-        """Whether a part of the cell is hidden."""
-        return self.problem(valid, self.supports()[0], self.options.links[0], polish=False)[0].hidden is not None
-
     def choose(self, valid: Tensor) -> tuple[float, str, Factors, dict[str, float]]:
         """Form of S and support of the largest evidence.
 
         The first form starts from scratch on the smallest support and the others from its outcome. The best of them says how far
         the support must grow, and what comes of that is where the others start once more.
         """
+        best = self.early(valid)
         small, first = self.supports()[0], self.options.links[0]
         tolerance = TOLERANCE_OF[self._holes(valid)]
         others = [link for link in self.options.links[1:] if link != "positive"]
-        best = self.early(valid)
         lost = len(self.options.links) > 1 and outlying(best, valid) > LOST
         support, found = small, {first: best}
         for link in others:                     # where the first form got lost, it is no start
@@ -263,9 +109,9 @@ class Fit:
         leading = first
         if not lost:
             # what holes hide is all but free, and only 1/S is known to do well there
-            holes, before = self._holes(valid), self.radial.key
+            holes, before, pixels = self._holes(valid), self.radial.key, float(valid.sum())
             leading = first if holes else self._ahead(valid, found)
-            level = -math.inf if holes or self.radial.zones else found[leading].evidence - HOPELESS * float(valid.sum())
+            level = -math.inf if holes or self.radial.zones else found[leading].evidence - HOPELESS * pixels
             best = self.sharper(valid, small, leading, found[leading], rounds=1)
             support, best = self.grown(valid, small, leading, best, sharper=True)
             sharp = self.sharper(valid, support, leading, best)
@@ -274,8 +120,8 @@ class Fit:
             found[leading] = best
             if support > small or self.radial.key != before:        # D is nearly the same for all links
                 for link in [link for link, own in found.items() if link != leading and own.evidence > level]:
-                    start = self._started(valid, support, leading, link, best)
-                    found[link] = self.solve(valid, support, link, start, tolerance=tolerance, iterations=MOST_STEPS)
+                    start, trial = self._started(valid, support, leading, link, best), (FIRST_STEPS, best.evidence - FAR * pixels)
+                    found[link] = self.solve(valid, support, link, start, trial, tolerance=tolerance, iterations=MOST_STEPS)
         if "positive" in self.options.links[1:] and self.dark(valid, found):
             grown, found["positive"] = self.positive(valid, support, found)
         link = self._ahead(valid, found)
@@ -285,21 +131,6 @@ class Fit:
         elif lost or link != leading:
             support, best = self.grown(valid, support, link, best)
         return support, link, best, {name: factors.evidence for name, factors in found.items()}
-
-    def early(self, valid: Tensor) -> Factors:
-        """The first look, with splines for rings where they are what it lacks most."""
-        best, plain = self.first(valid), self.radial
-        if plain.zones or len(plain) < 2:
-            return best
-        support, link = self.supports()[0], self.options.links[0]
-        problem, fields = self.problem(valid, support, link, polish=False)[0], best.fields
-        if ring_share(self.arrays, problem.intensity - fields.model, problem.variance(best.state, fields), valid) > RINGED:
-            # found before D can grow into them, they need not be sought twice
-            ringed = self.ringed(valid, support, link, best, rounds=1)
-            if ringed is not None and ringed.evidence > best.evidence + SUPPORT_GAIN:
-                return ringed
-            self.radial = plain
-        return best
 
     def sharper(self, valid: Tensor, support: float, link: str, best: Factors, rounds: int = RING_ROUNDS) -> Factors:
         """The same with other splines for the rings that are known, if that is better: how sharp they are is seen bit by bit."""

@@ -22,8 +22,9 @@ from ..geometry import PlaneLattice
 from .bragg import bragg_radius, residue_radius
 from .gauss_newton import Problem
 from .links import LINKS
+from .looks import SEARCH_TOLERANCE
 from .peaks import bragg_of
-from .search import FEW_OUTLIERS, LOST, SEARCH_TOLERANCE, Fit
+from .search import FEW_OUTLIERS, LOST, Fit
 from .starts import outlying
 from .states import Factors, Fields
 from .unknowns import Arrays, arrays_of, corner_spread, default_reach
