@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from crystaldl.diffuse.factorise.columns import SparseColumns
+from crystaldl.diffuse.factorise.folding import Fold, Unfolded, fold_of
 from crystaldl.diffuse.factorise.fourier import FourierGrid, gram, project
 from crystaldl.diffuse.factorise.shear import _gathered, _spread, make_shear
-from crystaldl.diffuse.factorise.spectrum import read_spectrum
+from crystaldl.diffuse.factorise.spectrum import read_half_spectrum, read_spectrum
 
 ALIGNED = {2: np.diag([1.0, 0.5]), 3: np.diag([1.0, 0.5, 2.0])}
 OBLIQUE = {2: np.array([[0.9, 0.31], [-0.22, 0.6]]), 3: np.array([[0.9, 0.31, 0.1], [-0.22, 0.6, -0.15], [0.05, 0.3, 1.1]])}
@@ -83,8 +85,8 @@ def test_sums_at_any_frequency(shape):
 
 def test_only_what_is_wanted_is_read():
     grid = grid_of(OBLIQUE[2])
-    weight, reach = torch.as_tensor(np.random.default_rng(8).random(grid.shape)), (6, 5)
-    wanted = torch.as_tensor(np.random.default_rng(9).random((13, 11)) < 0.3)
+    weight, reach = torch.as_tensor(np.random.default_rng(8).random(grid.shape)), (70, 60)
+    wanted = torch.as_tensor(np.random.default_rng(9).random((141, 121)) < 0.3)
     wanted |= wanted.flip(0, 1)
     some, every = grid.moments(weight, reach, wanted=wanted.flatten()), grid.moments(weight, reach)
     assert torch.equal(some, torch.where(wanted, every, torch.zeros_like(every)))
@@ -112,8 +114,14 @@ def test_shear_on_the_processor_and_elsewhere(to_lattice):
     shear = make_shear(grid.axes, grid.to_lattice, grid.divisions, (0, -3), (1, 1), (4, 7))
     weight = torch.as_tensor(np.random.default_rng(12).normal(size=grid.shape))
     weight = weight.T.contiguous() if shear.swap_pixels else weight
-    spread = _spread(weight.numpy(), np.full(weight.shape, 2.0), shear.taps.numpy(), shear._start(), shear.fine, shear.points)
-    assert np.abs(spread - 2.0 * shear._sheared(weight).numpy()).max() < 1e-13 * np.abs(spread).max()
+    weight[:2] = weight[-3:] = weight[:, :4] = 0.0
+    spread, tables = np.full((len(weight), shear.points), np.nan), (shear.taps.numpy(), shear._start(), shear.fine)
+    top, end, first, last = _spread(weight.numpy(), np.full(weight.shape, 2.0), *tables, spread)
+    expected = 2.0 * shear._sheared(weight).numpy()
+    assert (top, end) == (2, len(weight) - 3)
+    assert np.abs(spread[top:end] - expected[top:end]).max() < 1e-13 * np.abs(expected).max()
+    assert not expected[:, :first].any() and not expected[:, last:].any()
+    assert _spread(0 * weight.numpy(), np.ones(weight.shape), *tables, spread) == (0, 0, 0, 0)
     rows = torch.as_tensor(np.random.default_rng(13).normal(size=(len(weight), shear.points)))
     columns = weight.shape[1]
     read = _gathered(rows.numpy(), shear.taps.numpy(), shear._start(), shear.fine, columns)
@@ -185,3 +193,81 @@ def test_lattice_coordinates_and_another_lattice():
     assert other.aligned and not grid.aligned
     assert other.coordinates().numpy() == pytest.approx(x)
     assert grid.coordinates().numpy() == pytest.approx(u)          # tables are not shared
+
+
+# ---------------------------------------------------------------------- halves of a plane
+
+STARTS = [(-12, -9), (-12.5, -9.5), (-13, -9.5), (-10.5, -12), (-14.5, -8)]
+
+
+def centred(start, sizes=(26, 20), to_lattice=OBLIQUE[2]):
+    axes = tuple(d * (s + torch.arange(n, dtype=torch.float64)) for s, n, d in zip(start, sizes, (0.11, 0.16), strict=True))
+    return FourierGrid(axes, torch.as_tensor(to_lattice), (9, 6))
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_half_of_a_plane(start):
+    """Sums of even functions over the half are those over the plane, whether a pixel is the origin or not."""
+    grid = centred(start)
+    fold = fold_of(grid.axes)
+    assert isinstance(fold, Fold) and len(fold.axes[0]) * len(fold.axes[1]) < 0.75 * 26 * 20
+    x, y = torch.meshgrid(*grid.axes, indexing="ij")
+    even = torch.cos(1.3 * x + 0.4 * y) + x * y
+    assert torch.allclose(fold.whole(fold.half(even), even.shape), even, atol=1e-13)
+    weight = torch.as_tensor(np.random.default_rng(3).normal(size=(2, *grid.shape)))
+    half = fold.folded(weight)
+    assert torch.allclose((half * fold.half(even)).sum((1, 2)), (weight * even).sum((1, 2)), atol=1e-10)
+    u, v = torch.meshgrid(*fold.axes, indexing="ij")
+    kept = fold.share + fold.share_other > 0
+    assert torch.allclose((torch.cos(1.3 * u + 0.4 * v) + u * v).flatten()[kept], fold.half(even).flatten()[kept], atol=1e-12)
+    assert (fold.axes[0] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["aligned", "oblique"])
+@pytest.mark.parametrize("start", STARTS)
+def test_sums_over_half_of_a_plane(start, kind):
+    grid = centred(start, to_lattice=(ALIGNED if kind == "aligned" else OBLIQUE)[2])
+    fold = fold_of(grid.axes)
+    weight = torch.as_tensor(np.random.default_rng(4).normal(size=grid.shape))
+    half, own = fold.folded(weight), fold.grid(grid)
+    bound = 1e-9 * float(weight.abs().sum())
+    for reach in ((4, 3), (80, 70)):
+        assert (own.moments(half, reach) - grid.moments(weight, reach).real).abs().max() < bound
+    index, _ = random_vectors(grid, 20, 5)
+    functions, reach = (index, torch.zeros(20, dtype=torch.bool)), tuple(int(v) for v in index.abs().amax(0))
+    assert (own.project(half[None], functions, reach) - grid.project(weight[None], functions, reach)).abs().max() < bound
+    found = fold.whole(own.synthesize(torch.ones(20), None, index), grid.shape)
+    assert (found - grid.synthesize(torch.ones(20), None, index)).abs().max() < 1e-10
+
+
+def test_planes_that_have_no_halves():
+    for start in ((-12.2, -9), (0, 0), (3, -9)):
+        assert isinstance(fold_of(centred(start).axes), Unfolded)
+    assert isinstance(fold_of(grid_of(OBLIQUE[3]).axes), Unfolded)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_real_sums_at_any_frequency(start):
+    grid = centred(start)
+    fold = fold_of(grid.axes)
+    rng = np.random.default_rng(7)
+    weight, cycles = torch.as_tensor(rng.normal(size=grid.shape)), np.array([[0.0174, 0.0062], [-0.0125, 0.0107]])
+    index = rng.integers(-190, 191, (60, 2))
+    x, y = (np.arange(n) + s for n, s in zip(grid.shape, start, strict=True))
+    turns = np.add.outer(x, 0 * y)[..., None] * (index @ cycles[0]) + np.add.outer(0 * x, y)[..., None] * (index @ cycles[1])
+    expected = np.einsum("xy,xyn->n", weight.numpy(), np.cos(2 * np.pi * turns))
+    first = [float(a[0] / (a[1] - a[0])) for a in fold.axes]
+    found = read_half_spectrum(fold.folded(weight), index, cycles, first)
+    assert np.abs(found - expected).max() < 1e-10 * float(weight.abs().sum())
+
+
+def test_sparse_functions():
+    rng = np.random.default_rng(9)
+    table = torch.as_tensor(rng.normal(size=(7, 12, 9)) * (rng.random((7, 12, 9)) < 0.3))
+    columns, weight = SparseColumns(table), torch.as_tensor(rng.normal(size=(3, 12, 9)))
+    flat, heights = table.flatten(1), torch.arange(7.0, dtype=torch.float64)
+    assert torch.allclose(columns.sum(heights), torch.einsum("k,kxy->xy", heights, table))
+    assert torch.allclose(columns.project(weight), weight.flatten(1) @ flat.T)
+    assert torch.allclose(columns.project(weight[0]), flat @ weight[0].flatten())
+    assert torch.allclose(columns.products(weight[0]), (flat * weight[0].flatten()) @ flat.T)
+    assert SparseColumns(table[:0]).products(weight[0]).shape == (0, 0)

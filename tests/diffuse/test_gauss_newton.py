@@ -10,10 +10,12 @@ import pytest
 import torch
 from scipy.optimize import isotonic_regression, nnls
 
+from crystaldl.diffuse.factorise.curvature import curvature
 from crystaldl.diffuse.factorise.fourier import FourierGrid
-from crystaldl.diffuse.factorise.gauss_newton import Basis, Problem, Settings, State, _moved, refine
+from crystaldl.diffuse.factorise.gauss_newton import Basis, Problem, Settings, State
 from crystaldl.diffuse.factorise.links import LINKS, order_parameters
 from crystaldl.diffuse.factorise.numerics import FADE, falling, inverse_diagonal, non_negative, solve
+from crystaldl.diffuse.factorise.refine import _moved, refine
 
 EMPTY = torch.zeros(0, dtype=torch.float64)
 MODES = {"aligned": [(0, 0), (1, 1)], "oblique": [(0, 0), (0, 1), (1, 0), (1, 1)]}
@@ -222,6 +224,23 @@ def test_evidence_update_raises_the_evidence():
     adapted = refine(problem, state)
     assert adapted.evidence > fixed.evidence + 1.0
     assert bool((adapted.state.p_variance > 0).all()) and bool((adapted.state.alpha_variance > 0).all())
+
+
+@pytest.mark.parametrize("geometry", ["aligned", "oblique"])
+def test_a_kept_matrix_is_that_of_now_but_for_a_factor(geometry):
+    """The gradient is always that of now; a normal matrix goes with the weights, and knows when it is out of date."""
+    problem, state = example("reciprocal", geometry)
+    fields = problem.fields(state)
+    weight = problem.valid * torch.as_tensor(np.random.default_rng(1).random(fields.model.shape))
+    modes = problem.mode_columns(state, fields)
+    known, right = curvature(problem, state, fields, weight, modes)
+    assert torch.allclose(problem.gradient(state, fields, weight, modes), right, rtol=1e-8, atol=1e-8 * float(right.abs().max()))
+    grown, rest = known.change(problem, fields, 3.0 * weight, modes)
+    assert grown == pytest.approx([3.0] * 3) and rest < 1e-12
+    assert torch.allclose(known.at(problem, state, fields, 3.0 * weight, grown)[0], 3.0 * known.matrix, rtol=1e-10)
+    assert known.change(problem, fields, weight, -modes)[1] > 1.0
+    other = problem.fields(replace(state, alpha=torch.zeros_like(state.alpha)))
+    assert known.change(problem, other, weight, modes)[1] > 0.01
 
 
 @pytest.mark.parametrize("link", list(LINKS))

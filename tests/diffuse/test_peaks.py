@@ -10,11 +10,11 @@ import torch
 
 from crystaldl.diffuse.factorise.bragg import bragg_radius, residue_radius
 from crystaldl.diffuse.factorise.cell import cell_of_order
-from crystaldl.diffuse.factorise.gauss_newton import _objective
 from crystaldl.diffuse.factorise.numerics import quantum
-from crystaldl.diffuse.factorise.peaks import coupling, first_heights, first_width, make_peaks, settled
+from crystaldl.diffuse.factorise.peaks import Bragg, bragg_of, coupling, first_heights, first_width, make_peaks, settled
 from crystaldl.diffuse.factorise.profile import Shape
-from crystaldl.diffuse.factorise.search import Bragg, Fit, bragg_of
+from crystaldl.diffuse.factorise.refine import _objective
+from crystaldl.diffuse.factorise.search import Fit
 from crystaldl.diffuse.factorise.solver import FactoriseOptions, held_out
 from crystaldl.diffuse.factorise.unknowns import arrays_of, default_reach
 from crystaldl.diffuse.geometry import plane_lattice
@@ -71,8 +71,9 @@ def test_elimination_is_that_of_the_whole_normal_matrix():
     state = replace(state, alpha=0.02 * torch.as_tensor(np.random.default_rng(1).normal(size=len(state.alpha))))
     fields = problem.fields(state)
     weight = torch.rand(own.grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    columns = problem.columns(state, fields)
-    found = coupling(problem, state, fields, weight, columns)
+    modes = problem.mode_columns(state, fields)
+    columns = torch.cat([problem.basis.radial, modes])
+    found = coupling(problem, state, fields, weight, modes)
 
     basis, grid = problem.basis, state.grid
     unit = torch.eye(len(state.p), dtype=torch.float64)
@@ -89,7 +90,7 @@ def test_elimination_is_that_of_the_whole_normal_matrix():
     assert (found.cross - expected).abs().max() < 1e-9 * expected.abs().max()
     diagonal = (peaks.square() * weight.flatten()).sum(1)
     assert torch.allclose(found.diagonal - found.precision, diagonal, rtol=1e-9)
-    matrix, right = problem.normal(state, fields, weight, columns)
+    matrix, right = problem.normal(state, fields, weight, modes)
     reduced, _ = found.reduce(matrix, right)
     whole = torch.cat([torch.cat([matrix, expected.T], 1), torch.cat([expected, torch.diag(found.diagonal)], 1)])
     n = len(matrix)
@@ -106,7 +107,7 @@ def test_peaks_move_with_the_lattice(shape):
     fit = Fit(own, FactoriseOptions(background=2), 12.0, bragg=Bragg(make_peaks(own, 0.9), 0.9, own.valid, shape))
     problem, state = fit.problem(own.valid, 6.0, "linear", polish=True)
     for amount, mode, column in zip((1e-5, -2e-5, 1e-5, 3e-5), problem.modes,
-                                    problem.columns(state, problem.fields(state))[len(problem.basis.radial) :], strict=False):
+                                    problem.mode_columns(state, problem.fields(state)), strict=False):
         ends = []
         for sign in (-1.0, 1.0):
             change = torch.eye(2, dtype=torch.float64) + sign * amount * mode

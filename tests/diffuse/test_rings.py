@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from crystaldl.diffuse.factorise.rings import Radial, even_knots, ring_functions, rough_zones, splines
+from crystaldl.diffuse.factorise.rings import Radial, even_knots, ring_functions, ring_share, rough_zones, splines
 from crystaldl.diffuse.separate import separate
 
 from .test_peaks import arrays, plane
@@ -29,6 +29,16 @@ def test_splines_vanish_at_both_ends_and_follow_a_cubic_between():
     assert len(radial) == len(values) == 7 and radial.kind("cpu").tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert values[:3].sum(0).numpy() == pytest.approx(1.0)
     assert radial.key != Radial(even_knots(3)).key
+
+
+def test_rings_are_most_of_a_residual_or_hardly_any_of_it():
+    volume, d, _ = plane()
+    own = arrays(volume)
+    noise = torch.as_tensor(np.random.default_rng(3).normal(size=d.shape))
+    one = torch.ones_like(noise)
+    assert ring_share(own, noise, one, own.valid) < 0.05
+    assert ring_share(own, noise + 4.0 * torch.as_tensor(ring(volume, 33.3, 4.0)), one, own.valid) > 0.3
+    assert ring_share(own, noise + 4.0 * torch.as_tensor(np.sign(d - np.median(d))) * noise.sign(), one, own.valid) < 0.05
 
 
 @pytest.mark.parametrize(("width", "height"), [(0.7, 1.0), (0.7, 0.02), (4.0, 1.0)])

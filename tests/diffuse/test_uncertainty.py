@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from crystaldl.diffuse.factorise.fourier import FourierGrid
-from crystaldl.diffuse.factorise.gauss_newton import Factors, Problem, refine
+from crystaldl.diffuse.factorise.gauss_newton import Problem
 from crystaldl.diffuse.factorise.links import LINKS, order_parameters
+from crystaldl.diffuse.factorise.refine import refine
+from crystaldl.diffuse.factorise.states import Factors
 from crystaldl.diffuse.factorise.uncertainty import _rim, hidden_mode, mean_drift, sigma_maps, variance_map
 
 from .test_gauss_newton import example, parameters

@@ -16,7 +16,7 @@ import torch
 from ..geometry import PlaneLattice, plane_lattice, vectors_within
 from .finer import REPEATS
 from .lattice_search import coarse_fit
-from .search import SUPPORT_GAIN
+from .looks import SUPPORT_GAIN
 from .solver import Factorisation, FactoriseOptions, factorise, held_out
 from .uncertainty import order_covariance
 
@@ -131,8 +131,7 @@ def factorise_centred(volume, lattice: PlaneLattice, options: FactoriseOptions, 
     links = tuple(link for link in options.links if link != "positive") or options.links
     quick = replace(options, links=links, background=0, polish=False, support=None, reach=None)
     small = used.rebin(2) if min(volume.shape) >= 160 else used
-    level = coarse_fit(small, lattice, quick, device)[0]
-    best = None
+    level, best = coarse_fit(small, lattice, quick, device)[0], None
     for name, other in lattices.items():
         value = coarse_fit(small, other, quick, device)[0]
         if value > level:

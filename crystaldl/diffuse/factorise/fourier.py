@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from .shear import Shear, make_shear
-from .spectrum import read_spectrum
+from .spectrum import read_half_spectrum, read_spectrum
 from .windows import OVERSAMPLING, kaiser_bessel, kaiser_bessel_transform
 
+FEW = 16000                     # moments of a plane up to which all of them are dearer to read off than to sum
 KERNEL_WIDTH = 8                # FFT points an axis that one frequency reads: 1e-8 at twofold oversampling
 
 
@@ -35,11 +36,14 @@ class FourierGrid:
         Takes coordinates to lattice coordinates, in which the ordered structure has period 1.
     divisions : tuple of int
         The lattice of direct-space vectors has steps of ``1 / divisions`` of a lattice vector.
+    mirrored : bool
+        The pixels are half of a plane and stand for their opposites, too (`folding`): sums over them are real.
     """
 
     axes: tuple[Tensor, ...]
     to_lattice: Tensor
     divisions: tuple[int, ...]
+    mirrored: bool = False
     _tables: dict = field(default_factory=dict, repr=False)
 
     @property
@@ -59,6 +63,12 @@ class FourierGrid:
     def with_lattice(self, to_lattice: Tensor) -> FourierGrid:
         """The same pixels and divisions in another lattice."""
         return FourierGrid(self.axes, to_lattice, self.divisions)
+
+    def of_half(self, axes: tuple[Tensor, ...]) -> FourierGrid:
+        """The grid of one half of the pixels, which stand for their opposites, too."""
+        if "half" not in self._tables:
+            self._tables["half"] = FourierGrid(axes, self.to_lattice, self.divisions, True)
+        return self._tables["half"]
 
     def coordinates(self) -> Tensor:
         """Lattice coordinates ``u`` of the pixels, (ndim, *shape)."""
@@ -133,7 +143,7 @@ class FourierGrid:
 
         Returns
         -------
-        (..., 2 reach_1 + 1, …) complex tensor, the zero frequency in the middle
+        (..., 2 reach_1 + 1, …) complex tensor, real where pixels stand for two; the zero frequency in the middle
         """
         stride = stride or (1,) * self.ndim
         if not self.aligned and self.ndim == 3:
@@ -142,26 +152,27 @@ class FourierGrid:
             out = self._nonuniform(weight, self.frequencies(index))
             return out.reshape(*weight.shape[: weight.ndim - self.ndim], *(len(r) for r in ranges))
         lead = weight.shape[: weight.ndim - self.ndim]
-        if not self.aligned and weight.ndim == 2 and weight.device.type == "cpu":
+        if not self.aligned and weight.ndim == 2 and weight.device.type == "cpu" and math.prod(2 * r + 1 for r in reach) > FEW:
             return self._read(weight, reach, stride, wanted)
-        half = self._half(weight.reshape(-1, *self.shape), reach, stride)
+        half = self._half(weight.reshape(-1, *self.shape), reach, stride, real=self.mirrored)
         # weights are real: the sum at −r is the conjugate of that at r
         other = half[:, 1:].flip(tuple(range(1, half.ndim))).conj()
         return torch.cat([other, half], 1).reshape(*lead, *(2 * r + 1 for r in reach))
 
-    def _half(self, weight: Tensor, reach: tuple[int, ...], stride: tuple[int, ...], by: Tensor | None = None) -> Tensor:
+    def _half(self, weight: Tensor, reach: tuple[int, ...], stride: tuple[int, ...], by: Tensor | None = None, *,
+              real: bool = False) -> Tensor:
         """Moments of (n, *shape) weights for ``m_1 ≥ 0``; where rows run across the pixels, of weights times ``by``."""
         low = (0, *(-r * s for r, s in zip(reach[1:], stride[1:], strict=True)))
         count = (reach[0] + 1, *(2 * r + 1 for r in reach[1:]))
         if not self.aligned:
-            return self._shear(low, stride, count).analyse(weight, by)
+            return self._shear(low, stride, count).analyse(weight, by, real=real)
         wave = self._wave(0, 0, stride[0], count[0])
         first = torch.cat([wave.real, wave.imag]) @ weight.flatten(2)
         out = torch.complex(first[:, : count[0]], first[:, count[0] :]).unflatten(-1, self.shape[1:])
         for i in range(1, self.ndim):
             wave = self._wave(i, low[i], stride[i], count[i])
             out = torch.movedim(torch.movedim(out, i - self.ndim, -1) @ wave.T, -1, i - self.ndim)
-        return out
+        return out.real if real else out
 
     def project(self, weight: Tensor, functions: tuple[Tensor, Tensor], reach: tuple[int, ...],
                 stride: tuple[int, ...] | None = None, by: Tensor | None = None) -> Tensor:
@@ -172,12 +183,15 @@ class FourierGrid:
         if self.aligned or self.ndim == 3:
             return project(self.moments(weight if by is None else weight * by, reach, stride), reach, functions)
         lead = weight.shape[: weight.ndim - 2]
-        half = self._half(weight.reshape(-1, *self.shape), reach, stride or (1, 1), by)
-        # of the sums at r and −r one is there, and the other its conjugate
         index, is_sine = functions
+        real = self.mirrored or not bool(is_sine.any())
+        half = self._half(weight.reshape(-1, *self.shape), reach, stride or (1, 1), by, real=real)
+        # of the sums at r and −r one is there, and the other its conjugate
         below = index[:, 0] < 0
         index = torch.where(below[:, None], -index, index)
         taken = half[:, index[:, 0], index[:, 1] + reach[1]]
+        if real:
+            return taken.reshape(*lead, len(index))
         return torch.where(is_sine, torch.where(below, -taken.imag, taken.imag), taken.real).reshape(*lead, len(index))
 
     def _pixel_cycles(self) -> tuple[Tensor, Tensor]:
@@ -195,6 +209,11 @@ class FourierGrid:
             half = np.flatnonzero(wanted.numpy().ravel()[math.prod(shape) // 2 :]) + math.prod(shape) // 2
         index = (np.stack(np.unravel_index(half, shape), 1) - np.array(reach)) * np.array(stride)
         cycles, origin = (t.numpy() for t in self._pixel_cycles())
+        if self.mirrored:
+            first = [float(axis[0] / (axis[1] - axis[0])) for axis in self.axes]
+            table = np.zeros(math.prod(shape))
+            table[half] = table[len(table) - 1 - half] = read_half_spectrum(weight, index, cycles, first)
+            return torch.from_numpy(table.reshape(shape))
         out = np.zeros(math.prod(shape), dtype=np.complex128)
         values = read_spectrum(weight, index, cycles, origin)
         out[half], out[len(out) - 1 - half] = values, values.conj()
@@ -282,7 +301,7 @@ class Gram:
         real = table.real.contiguous()
         plus, minus = real.take(self.plus), real.take(self.minus)
         if self.even:
-            return (plus + minus).mul_(0.5)
+            return plus.add_(minus).mul_(0.5)
         imaginary = table.imag.contiguous()
         plus_i, minus_i = imaginary.take(self.plus), imaginary.take(self.minus)
         a_sine, b_sine = self.sines
@@ -295,4 +314,4 @@ def project(table: Tensor, reach: tuple[int, ...], functions: tuple[Tensor, Tens
     """``Σ_x w f_a`` of the cosines and sines; the table may have leading dimensions, (..., n)."""
     index, is_sine = functions
     taken = table[(..., *(index[..., i] + reach[i] for i in range(index.shape[-1])))]
-    return torch.where(is_sine, taken.imag, taken.real)
+    return torch.where(is_sine, taken.imag, taken.real) if taken.is_complex() else taken

@@ -20,18 +20,18 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .cell import OrderCell, cell_of_order
-from .evidence import log_evidence, updated_prior
+from .columns import SparseColumns
+from .folding import Fold, Unfolded, fold_of
 from .fourier import FourierGrid, Gram
 from .links import LINKS
-from .numerics import non_negative, quantum, solve
-from .peaks import Coupling, Peaks, coupling, precision_of, settled, updated_peaks
-from .states import Basis, Factors, Fields, Settings, State
+from .numerics import non_negative, quantum
+from .peaks import Peaks
+from .states import Basis, Fields, Settings, State
 
 NOISE_FLOOR = 5e-4              # of the mean intensity: nothing measured or modelled is better than that
 NOISE_BINS, NOISE_SAMPLE = 24, 8192     # the edges of the bins are those of so many pixels
@@ -47,18 +47,34 @@ class Problem:
     """One volume or plane to be factorised: data, weights and basis, and the normal equations about a state."""
 
     def __init__(self, intensity: Tensor, valid: Tensor, basis: Basis, settings: Settings, sigma: Tensor | None = None,
-                 modes: tuple[Tensor, ...] = (), peaks: Peaks | None = None, like: Problem | None = None) -> None:
+                 modes: tuple[Tensor, ...] = (), peaks: Peaks | None = None, like: Problem | None = None,
+                 axes: tuple[Tensor, ...] = ()) -> None:
         self.intensity, self.valid, self.basis, self.settings = intensity, valid.double(), basis, settings
-        self.sigma, self.modes, self.peaks = sigma, modes, peaks
+        self.sigma, self.modes, self.peaks, self.axes = sigma, modes, peaks, axes
         self.n_pixels = float(self.valid.sum())
         values = intensity[valid].abs().sort().values
         self.scale = float(values[: max(len(values) - len(values) // 200, 1)].mean())
         self.step = quantum(intensity[valid])
         self.hidden: Tensor | None = None
         self._lookups: list[tuple[tuple[int, ...], Gram]] = []
+        self.radial = SparseColumns(basis.radial)
+        self.fold = self._fold(like)
+        even = basis.radial_kind[: len(basis.radial)] < 2
+        self._even, self._uneven = torch.nonzero(even)[:, 0], torch.nonzero(~even)[:, 0]
+        self._radial_half = self.fold.half(basis.radial[self._even])
         self.cell: OrderCell = cell_of_order(basis.order, basis.order_sine, None if like is None else (like.basis, like.cell))
         self.reach_d = tuple(int(v) for v in basis.patterson.abs().amax(0))
         self.reach_s = tuple(int(v) for v in basis.order.abs().amax(0)) if len(basis.order) else (0,) * intensity.ndim
+
+    def _fold(self, like: Problem | None) -> Fold | Unfolded:
+        """Half of the pixels, where all cosines are even on them and the envelope is, too."""
+        basis, axes = self.basis, self.axes
+        if bool(basis.patterson_sine.any()) or bool(basis.order_sine.any()):
+            return Unfolded()
+        fold = like.fold if like is not None else fold_of(axes)
+        again = fold.whole(fold.half(basis.envelope), basis.envelope.shape)
+        even = bool(((again - basis.envelope).abs() <= 1e-9 * basis.envelope.abs()).all())
+        return fold if even else Unfolded()
 
     def under(self, settings: Settings) -> Problem:
         """The same problem with other settings; tables are shared."""
@@ -90,18 +106,17 @@ class Problem:
 
     def fields(self, state: State) -> Fields:
         """D, S, B and the model of a state."""
-        basis, grid = self.basis, state.grid
-        factor = basis.envelope * self._expand(grid, state.p, basis.patterson, basis.patterson_sine)
+        basis, grid, shape = self.basis, self.fold.grid(state.grid), self.intensity.shape
+        factor = basis.envelope * self.fold.whole(self._expand(grid, state.p, basis.patterson, basis.patterson_sine), shape)
         stride = torch.tensor(basis.stride, device=basis.order.device)
         series = 1.0 + self._expand(grid, 2.0 * state.alpha, basis.order * stride, basis.order_sine)
-        order, slope = LINKS[self.settings.link](series)
         mean = self.cell_mean(state.alpha)
-        order, slope = order / mean, slope / mean
-        background = torch.einsum("k,k...->...", state.b, basis.radial) if len(state.b) else torch.zeros_like(factor)
+        order, slope = (self.fold.whole(v / mean, shape) for v in LINKS[self.settings.link](series))
+        background = self.radial.sum(state.b) if len(state.b) else torch.zeros_like(factor)
         if self.peaks is None:
             return Fields(factor, order, slope, background, factor * order + background)
-        profile = self.peaks.profile(grid, state.width, state.shape)
-        bragg = self.peaks.image(state.height[:, None] * profile, grid.shape)
+        profile = self.peaks.profile(state.grid, state.width, state.shape)
+        bragg = self.peaks.image(state.height[:, None] * profile, shape)
         return Fields(factor, order, slope, background, factor * order + background + bragg, bragg)
 
     def cell_mean(self, alpha: Tensor) -> float:
@@ -193,39 +208,55 @@ class Problem:
 
     # ------------------------------------------------------------------ normal equations
 
-    def equations(self, state: State, fields: Fields, weight: Tensor) -> tuple[Tensor, Tensor, Coupling | None]:
-        """:meth:`normal` with the heights of Bragg peaks eliminated, and what that takes."""
-        columns = self.columns(state, fields)
-        matrix, right = self.normal(state, fields, weight, columns)
-        if self.peaks is None:
-            return matrix, right, None
-        found = coupling(self, state, fields, weight, columns)
-        return *found.reduce(matrix, right), found
+    def normal(self, state: State, fields: Fields, weight: Tensor, modes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gauss-Newton matrix and right-hand side (without priors) in the order p, α, b, lattice.
 
-    def normal(self, state: State, fields: Fields, weight: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gauss-Newton matrix and right-hand side (without priors) in the order p, α, b, lattice."""
-        columns = self.columns(state, fields) if columns is None else columns
-        basis, grid = self.basis, state.grid
+        ``modes`` are the :meth:`mode_columns`, which are calculated where they are not given.
+        """
+        modes = self.mode_columns(state, fields) if modes is None else modes
+        basis, fold, grid = self.basis, self.fold, self.fold.grid(state.grid)
         residual = self.intensity - fields.model
-        gs = basis.envelope * fields.order
-        fd, fs = (basis.patterson, basis.patterson_sine), (basis.order, basis.order_sine)
+        gs, both = fold.half(basis.envelope * fields.order), fold.half(fields.factor * fields.slope)
+        by = fold.folded(weight)
         (reach2, dd), (order2, ss), (cross, ds) = self._grams()
-        dd = dd(grid.moments(weight * gs.square(), reach2, wanted=dd.wanted))
-        both = fields.factor * fields.slope
-        ss = 4.0 * ss(grid.moments(weight * both.square(), order2, basis.stride, ss.wanted))
-        ds = 2.0 * ds(grid.moments(weight * gs * both, cross, wanted=ds.wanted))
-        stack = torch.cat([residual[None], columns])
-        to_d = grid.project(stack, fd, self.reach_d, by=weight * gs)
-        to_s = 2.0 * grid.project(stack, fs, self.reach_s, basis.stride, by=weight * both)
-        flat = columns.flatten(1)
-        weighted = flat * weight.flatten()
-        cc = weighted @ flat.T
-        matrix = torch.cat([
-            torch.cat([dd, ds, to_d[1:].T], 1),
-            torch.cat([ds.T, ss, to_s[1:].T], 1),
-            torch.cat([to_d[1:], to_s[1:], cc], 1),
-        ])
-        return matrix, torch.cat([to_d[0], to_s[0], weighted @ residual.flatten()])
+        dd = dd(grid.moments(by * gs.square(), reach2, wanted=dd.wanted))
+        ss = ss(grid.moments(by * both.square(), order2, basis.stride, ss.wanted)).mul_(4.0)
+        ds = ds(grid.moments(by * gs * both, cross, wanted=ds.wanted)).mul_(2.0)
+        n, m, k = len(dd), len(ss), len(self.radial)
+        size = n + m + k + len(modes)
+        matrix, right = dd.new_empty(size, size), dd.new_empty(size)
+        matrix[:n, :n], matrix[n : n + m, n : n + m], matrix[:n, n : n + m] = dd, ss, ds
+        # what is not the same at opposite pixels
+        others = torch.cat([residual[None], modes, basis.radial[self._uneven]]) * weight
+        rows = torch.cat([torch.arange(n + m + k, size, device=self._uneven.device), n + m + self._uneven])
+        for own, functions, reach, stride, factor, times in (
+            (slice(0, n), (basis.patterson, basis.patterson_sine), self.reach_d, None, gs, 1.0),
+            (slice(n, n + m), (basis.order, basis.order_sine), self.reach_s, basis.stride, both, 2.0),
+        ):
+            found = times * grid.project(fold.folded(others), functions, reach, stride, by=factor)
+            right[own], matrix[rows, own] = found[0], found[1:]
+            if len(self._even):
+                matrix[n + m + self._even, own] = times * grid.project(self._radial_half, functions, reach, stride, by=by * factor)
+        matrix[n + m : n + m + k, n + m : n + m + k] = self.radial.products(weight)
+        matrix[n + m + k :, n + m + k :] = others[1 : 1 + len(modes)].flatten(1) @ modes.flatten(1).T
+        inner = self.radial.project(others[: 1 + len(modes)])
+        matrix[n + m + k :, n + m : n + m + k] = inner[1:]
+        right[n + m : n + m + k], right[n + m + k :] = inner[0], modes.flatten(1) @ others[0].flatten()
+        matrix[n:, :n][:m] = ds.T
+        matrix[: n + m, n + m :] = matrix[n + m :, : n + m].T
+        matrix[n + m : n + m + k, n + m + k :] = matrix[n + m + k :, n + m : n + m + k].T
+        return matrix, right
+
+    def gradient(self, state: State, fields: Fields, weight: Tensor, modes: Tensor) -> Tensor:
+        """The right-hand side of :meth:`normal` alone; ``modes`` are the :meth:`mode_columns`."""
+        basis, fold, grid = self.basis, self.fold, self.fold.grid(state.grid)
+        weighted = weight * (self.intensity - fields.model)
+        gs, both = fold.half(basis.envelope * fields.order), fold.half(fields.factor * fields.slope)
+        half = fold.folded(weighted)
+        parts = [grid.project(half, (basis.patterson, basis.patterson_sine), self.reach_d, by=gs),
+                 2.0 * grid.project(half, (basis.order, basis.order_sine), self.reach_s, basis.stride, by=both),
+                 self.radial.project(weighted), modes.flatten(1) @ weighted.flatten()]
+        return torch.cat(parts)
 
     def _grams(self) -> list[tuple[tuple[int, ...], Gram]]:
         """Reach of the moments and look-up for the parts D-D, S-S and D-S of the normal matrix."""
@@ -242,29 +273,27 @@ class Problem:
                 self._lookups.append((reach, Gram(reach, rows, columns)))
         return self._lookups
 
-    def columns(self, state: State, fields: Fields) -> Tensor:
-        """Derivatives of the model by the background coefficients and the lattice modes, (k, *shape)."""
+    def mode_columns(self, state: State, fields: Fields) -> Tensor:
+        """Derivatives of the model by the lattice modes, (n, *shape); none where the lattice stays as it is."""
         if not self.settings.polish or not self.modes:
-            return self.basis.radial
-        basis, grid = self.basis, state.grid
+            return self.intensity.new_zeros(0, *self.intensity.shape)
+        basis, grid, half = self.basis, self.fold.grid(state.grid), self.fold.half
         stride = torch.tensor(basis.stride, device=basis.order.device)
         index = basis.order * stride
         divisions = torch.tensor(grid.divisions, dtype=torch.float64, device=index.device)
         r = 2.0 * math.pi * index.double() / divisions
         u = grid.coordinates()
-        slope = [self._gradient(grid, 2.0 * state.alpha * r[:, j], index, basis.order_sine) * fields.factor * fields.slope
-                 for j in range(grid.ndim)]
+        both, gs = half(fields.factor * fields.slope), half(basis.envelope * fields.order)
         p = 2.0 * math.pi * basis.patterson.double() / divisions
-        for j in range(grid.ndim):
-            own = self._gradient(grid, state.p * p[:, j], basis.patterson, basis.patterson_sine)
-            slope[j] = slope[j] + own * basis.envelope * fields.order
+        slope = [self._gradient(grid, 2.0 * state.alpha * r[:, j], index, basis.order_sine) * both
+                 + self._gradient(grid, state.p * p[:, j], basis.patterson, basis.patterson_sine) * gs for j in range(grid.ndim)]
         # a mode E changes u to u (1 + E): du_j = Σ_i u_i E_ij
-        modes = [sum(slope[j] * sum(u[i] * mode[i, j] for i in range(grid.ndim)) for j in range(grid.ndim))
-                 for mode in self.modes]
+        modes = [self.fold.whole(sum(slope[j] * sum(u[i] * mode[i, j] for i in range(grid.ndim)) for j in range(grid.ndim)),
+                                 self.intensity.shape) for mode in self.modes]
         if self.peaks is not None:
             modes = [own + self.peaks.moved(state, mode)
                      for own, mode in zip(modes, self.modes, strict=True)]
-        return torch.cat([basis.radial, torch.stack(modes)])
+        return torch.stack(modes)
 
     @staticmethod
     def _gradient(grid: FourierGrid, values: Tensor, index: Tensor, sine: Tensor) -> Tensor:
@@ -287,105 +316,3 @@ class Problem:
             parts.append(torch.full((len(self.modes),), 1.0 / 0.01**2, dtype=torch.float64, device=state.p.device))
             values.append(torch.zeros(len(self.modes), dtype=torch.float64, device=state.p.device))
         return torch.cat(parts), torch.cat(values)
-
-
-def refine(problem: Problem, state: State, *, adapt_prior: bool = True, adapt_noise: bool = True,
-           covariance: bool = True) -> Factors:
-    """Gauss-Newton with evidence updates of the prior and noise variances until nothing moves; the covariance on request."""
-    settings = problem.settings
-    fields = problem.fields(state)
-    weight = problem.weights(state, fields)
-    damping, calm, iteration = 0.0, 0, 0
-    before = problem.mean_misfit(fields, weight)
-    while iteration < settings.iterations:
-        iteration += 1
-        matrix, right, bragg = problem.equations(state, fields, weight)
-        precision, values = problem.prior(state)
-        extra = problem.guard_precision(state)
-        here = _objective(problem, state, fields, weight, extra)
-        matrix, right = _guarded(matrix, right, state, extra)
-        total = matrix + torch.diag(precision + damping * (precision + matrix.diagonal()))
-        damped = damping > 0.0
-        step, factor = solve(total, right - precision * values)
-        found = _searched(problem, state, step, (weight, extra), here)
-        if found is None:
-            damping = max(10.0 * damping, 1e-3)
-            if damping > 1.0:
-                break
-            continue
-        damping = 0.0 if damping < 1e-4 else damping / 10.0
-        state, fields = found
-        if adapt_prior:
-            state = updated_prior(problem, state, factor)
-        if bragg is not None:
-            state = updated_peaks(problem, state, fields, weight, bragg)
-            fields = problem.fields(state)
-        if adapt_noise:
-            state = replace(state, noise=problem.estimate_noise(state, fields))
-        weight = problem.weights(state, fields)
-        misfit = problem.mean_misfit(fields, weight)
-        # what is hidden goes on moving when the rest has long been fitted to better than the floor of the noise
-        least = 0.0 if extra is not None else (NOISE_FLOOR * problem.scale) ** 2
-        calm = calm + 1 if abs(before - misfit) <= max(settings.tolerance * misfit, least) else 0
-        if calm == 2:
-            break
-        before = misfit
-    # once nothing moves any more, the last matrix is good enough to compare, though not to state uncertainties
-    if covariance or calm < 2 or damped:
-        extra = problem.guard_precision(state)
-        matrix, right, bragg = problem.equations(state, fields, weight)
-        matrix, _ = _guarded(matrix, right, state, extra)
-        precision, _ = problem.prior(state)
-        factor = solve(matrix + torch.diag(precision), precision)[1]
-    inverse = torch.cholesky_inverse(factor) if covariance else None
-    misfit = float((weight * (problem.intensity - fields.model).square()).sum() / (weight > 0).sum())
-    evidence = log_evidence(problem, state, fields, (factor, precision, extra))
-    if bragg is not None:
-        evidence += bragg.log_evidence(state.height, precision_of(problem, state))
-    return Factors(state, fields, weight, inverse, misfit, evidence, iteration)
-
-
-def _searched(problem: Problem, state: State, step: Tensor, terms: tuple[Tensor, Tensor | None],
-              here: float) -> tuple[State, Fields] | None:
-    """The first point along a step, halving and more, that is no worse than where it starts; None where there is none."""
-    length = 1.0
-    for _ in range(6):
-        trial = _moved(problem, state, step * length)
-        if math.isfinite(problem.cell_mean(trial.alpha)):
-            fields = problem.fields(trial)
-            if problem.peaks is not None:
-                trial, fields = settled(problem, trial, fields, terms[0])
-            if _objective(problem, trial, fields, *terms) <= here:
-                return trial, fields
-        length *= 0.35
-    return None
-
-
-def _guarded(matrix: Tensor, right: Tensor, state: State, extra: Tensor | None) -> tuple[Tensor, Tensor]:
-    if extra is None:
-        return matrix, right
-    n, m = len(state.p), len(state.alpha)
-    matrix, right = matrix.clone(), right.clone()
-    matrix[n : n + m, n : n + m] += extra
-    right[n : n + m] -= extra @ state.alpha
-    return matrix, right
-
-
-def _moved(problem: Problem, state: State, step: Tensor) -> State:
-    n, m, k = len(state.p), len(state.alpha), len(state.b)
-    grid = state.grid
-    if problem.settings.polish and problem.modes:
-        amount = step[n + m + k :]
-        change = sum(a * mode for a, mode in zip(amount, problem.modes, strict=True))
-        grid = grid.with_lattice(grid.to_lattice @ (torch.eye(grid.ndim, dtype=torch.float64, device=step.device) + change))
-    return replace(state, p=state.p + step[:n], alpha=state.alpha + step[n : n + m], b=state.b + step[n + m : n + m + k], grid=grid)
-
-
-def _objective(problem: Problem, state: State, fields: Fields, weight: Tensor, extra: Tensor | None) -> float:
-    precision, values = problem.prior(state)
-    prior = float((precision * values.square()).sum())
-    if extra is not None:
-        prior += float(state.alpha @ extra @ state.alpha)
-    if problem.peaks is not None:
-        prior += float((precision_of(problem, state) * state.height.square()).sum())
-    return float((weight * (problem.intensity - fields.model).square()).sum()) + prior

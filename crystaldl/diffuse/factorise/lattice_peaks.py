@@ -10,6 +10,7 @@ import itertools
 import math
 
 import numpy as np
+from numba import njit
 from scipy.ndimage import maximum_filter, uniform_filter1d
 
 FARTHEST = 0.36                 # cycles a pixel to which lattice points are looked at
@@ -84,18 +85,30 @@ def lattice_points(dual: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarr
 
 def lattice_evidence(size: np.ndarray, f0: np.ndarray, f1: np.ndarray, dual: np.ndarray, reach: float = FARTHEST) -> float:
     """Log evidence that the points of a lattice stand out: in each ring ``n (m − 1 − ln m) / 2`` of their mean square m."""
-    _, points = lattice_points(dual, reach)
-    i = np.rint((points[:, 0] - f0[0]) / (f0[1] - f0[0])).astype(int)
-    j = np.rint((points[:, 1] - f1[0]) / (f1[1] - f1[0])).astype(int)
-    inside = (i >= 0) & (i < len(f0)) & (j >= 0) & (j < len(f1))
-    if not inside.any():
-        return 0.0
-    ring = (np.hypot(*points[inside].T) / RING).astype(int)
-    square = np.minimum(np.square(size[i[inside], j[inside]]), LARGEST)
-    number = np.bincount(ring)
-    number, total = number[number > 0], np.bincount(ring, square)[number > 0]
-    mean = np.maximum(total / number, 1.0)
-    return 0.5 * float((number * (mean - 1.0 - np.log(mean))).sum())
+    most = np.ceil(reach * np.linalg.norm(np.linalg.inv(dual), axis=0)).astype(np.int64)
+    start, step = np.array([f0[0], f1[0]]), np.array([f0[1] - f0[0], f1[1] - f1[0]])
+    number, total = _rings_of_points(size, start, step, np.asarray(dual, dtype=np.float64), most, reach)
+    some = number > 0
+    mean = np.maximum(total[some] / number[some], 1.0)
+    return 0.5 * float((number[some] * (mean - 1.0 - np.log(mean))).sum())
+
+
+@njit(cache=True)
+def _rings_of_points(size, start, step, dual, most, reach):
+    """Number and sum of squares of the points of :func:`lattice_points` on the transform, ring by ring."""
+    number, total = np.zeros(int(reach / RING) + 2), np.zeros(int(reach / RING) + 2)
+    for p in range(most[0] + 1):
+        for q in range(-most[1] if p > 0 else 1, most[1] + 1):
+            x, y = p * dual[0, 0] + q * dual[1, 0], p * dual[0, 1] + q * dual[1, 1]
+            length = math.hypot(x, y)
+            if length > reach:
+                continue
+            i, j = int(np.rint((x - start[0]) / step[0])), int(np.rint((y - start[1]) / step[1]))
+            if 0 <= i < size.shape[0] and 0 <= j < size.shape[1]:
+                ring = int(length / RING)
+                number[ring] += 1.0
+                total[ring] += min(size[i, j] ** 2, LARGEST)
+    return number, total
 
 
 def finer_lattices(dual: np.ndarray) -> list[np.ndarray]:

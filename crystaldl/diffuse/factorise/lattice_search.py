@@ -12,6 +12,7 @@ is between two lattice points is the form factor's then, at any distance.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,17 +22,21 @@ from scipy.ndimage import gaussian_filter
 from ...errors import DataError
 from ..geometry import PlaneLattice, pixel_lattice, reduce_basis
 from .lattice_peaks import BEHIND, coarser_lattices, lattice_evidence, likely_lattices, standing_out
-from .search import FIRST_SUPPORT, Fit
-from .unknowns import arrays_of, default_reach, largest_support
+from .looks import FIRST_SUPPORT, STUCK
+from .search import Fit
+from .states import Factors
+from .unknowns import Arrays, arrays_of, default_reach, largest_support
 
 SEEDS = 6                       # lattices that are tried by a factorisation
 SHORTEST = 3.0                  # repeats an extent: a cell must repeat at least so often along its rows
 CLOSEST = 7.0                   # pixels between nodes, at least
 CENTRED = 0.6                   # of the typical difference of opposite pixels: what the centre must stay below
+THINNED, CLOSEST_CENTRES = 4, 10    # of so many rows one, on which all centres are compared; of the best all rows
 ROUNDS = 5                      # from a lattice to a coarser one, at most
 CLOSE = 0.06                    # log evidence a pixel within which a brief fit does not decide
 WIDEST = 2.0                    # cells: support up to which a brief fit goes, for molecules longer than a cell
 FINALISTS = 3                   # of those, that are compared once more
+FAR = 0.5                       # log evidence a pixel behind the best, from where no other form of S is tried
 DRIFT = 0.01                    # of the cell: what a brief fit may change of it before it is thought to have run astray
 SNAP = 1.2                      # pixels over the whole plane that a row may stray from the pixel axis it is laid on
 
@@ -48,19 +53,28 @@ def find_centre(volume, reach: float = 6.0) -> np.ndarray | None:
     data, mask = np.where(volume.mask, volume.data, 0.0), np.array(volume.mask)
     middle = [int(round(-2 * float(axis[0] / (axis[1] - axis[0])))) for axis in volume.axes]
     reach = int(2 * reach)
-    found = []
-    for shift in itertools.product(range(-reach, reach + 1), repeat=2):
-        take = [m + s - np.arange(n) for m, s, n in zip(middle, shift, data.shape, strict=True)]
-        inside = [(t >= 0) & (t < n) for t, n in zip(take, data.shape, strict=True)]
-        here, there = np.ix_(*inside), np.ix_(*(t[i] for t, i in zip(take, inside, strict=True)))
-        both = mask[here] & mask[there]
-        total = data[here][both].sum()
-        if both.sum() > 0.1 * mask.sum() and total > 0:
-            found.append((np.abs(data[here] - data[there])[both].sum() / total, shift))
-    if not found:
+
+    def difference(shift: tuple[int, int], every: int = 1) -> float:
+        """Mean difference of opposite pixels of every so many rows over their mean; infinite where there are too few."""
+        take = [m + s - np.arange(0, n, k) for m, s, n, k in zip(middle, shift, data.shape, (every, 1), strict=True)]
+        rows, columns = ((t >= 0) & (t < n) for t, n in zip(take, data.shape, strict=True))
+        first, last = np.flatnonzero(columns)[[0, -1]] if columns.any() else (0, -1)
+        here = np.arange(0, len(data), every)[rows], slice(first, last + 1)
+        there = take[0][rows], take[1][columns]
+        one, other = data[here], data[there[0]][:, there[1]]
+        both = mask[here] & mask[there[0]][:, there[1]]
+        total = one[both].sum()
+        if both.sum() <= 0.1 * mask[::every].sum() or not total > 0:
+            return math.inf
+        return float(np.abs(one - other)[both].sum() / total)
+
+    shifts = list(itertools.product(range(-reach, reach + 1), repeat=2))
+    found = sorted((difference(shift, THINNED), shift) for shift in shifts)
+    known = [value for value, _ in found if math.isfinite(value)]
+    if not known:
         return None
-    found.sort()
-    if found[0][0] > CENTRED * np.median([value for value, _ in found]):
+    found = sorted((difference(shift), shift) for _, shift in found[:CLOSEST_CENTRES])
+    if found[0][0] > CENTRED * np.median(known):
         return None
     steps = np.array([float(axis[1] - axis[0]) for axis in volume.axes])
     start = np.array([float(axis[0]) for axis in volume.axes])
@@ -100,11 +114,12 @@ def find_lattice(volume, options, *, centre: np.ndarray | None = None, device: t
     links = tuple(link for link in options.links if link != "positive") or options.links
     quick = replace(options, links=links, background=0, polish=True, support=None, reach=None)
     tried: list[tuple[float, np.ndarray, np.ndarray]] = []
+    brief = BriefFit(coarse, quick, device)
 
     def attempt(dual: np.ndarray) -> None:
         nodes = _laid(dual, volume.shape)
         if nodes is not None and not any(_same(nodes, known, volume.shape) for _, known, _ in tried):
-            value, refined = coarse_fit(coarse, pixel_lattice(nodes, centre), quick, device)
+            value, refined = brief(pixel_lattice(nodes, centre))
             tried.append((value, nodes, refined))
 
     for dual in cells:
@@ -168,19 +183,48 @@ def coarse_fit(volume, lattice: PlaneLattice, options, device, *, whole: bool = 
 
     Support and reach are those of the lattice's own cell: a molecule fits into the right one, and not into a part of it.
     """
+    if not whole:
+        return BriefFit(volume, options, device)(lattice)
     arrays = arrays_of(volume, lattice, torch.device(device))
-    if whole:
-        best = Fit(arrays, options, default_reach(arrays)).choose(arrays.valid)[2]
-    else:
+    best = Fit(arrays, options, default_reach(arrays)).choose(arrays.valid)[2]
+    return best.evidence, _refined(lattice, arrays, best)
+
+
+class BriefFit:
+    """Brief factorisations of one plane with one lattice after the other.
+
+    The form of S that has done best so far comes first; where it is far behind what it did then, no other is tried.
+    """
+
+    def __init__(self, volume, options, device) -> None:
+        self.volume, self.options, self.device = volume, options, torch.device(device)
+        self.links = list(options.links)
+        self.best = -math.inf
+
+    def __call__(self, lattice: PlaneLattice) -> tuple[float, np.ndarray]:
+        """Evidence and nodes as refined."""
+        arrays = arrays_of(self.volume, lattice, self.device)
         reach = max(min(default_reach(arrays), 4.5 * arrays.cell), 1.01 * float(lattice.length(lattice.dual).max()))
-        fit = Fit(arrays, options, reach)
+        fit = Fit(arrays, self.options, reach)
         support = min(FIRST_SUPPORT * arrays.cell, 0.7 * largest_support(arrays))
-        found = [fit.solve(arrays.valid, support, link, iterations=10, tolerance=5e-3) for link in options.links]
-        link, best = max(zip(options.links, found, strict=True), key=lambda pair: pair[1].evidence)
-        best = fit.grown(arrays.valid, support, link, best, WIDEST * arrays.cell)[1]
-    start, end = arrays.grid.to_lattice.cpu().numpy(), best.state.grid.to_lattice.cpu().numpy()
+        found: dict[str, Factors] = {}
+        for link in self.links:
+            found[link] = fit.solve(arrays.valid, support, link, iterations=10, tolerance=5e-3, look=STUCK)
+            if found[link].evidence < self.best - FAR * float(arrays.valid.sum()):
+                break
+        link = max(found, key=lambda name: found[name].evidence)
+        best = fit.grown(arrays.valid, support, link, found[link], WIDEST * arrays.cell)[1]
+        if best.evidence > self.best:
+            self.best = best.evidence
+            self.links.sort(key=lambda name: name != link)
+        return best.evidence, _refined(lattice, arrays, best)
+
+
+def _refined(lattice: PlaneLattice, arrays: Arrays, found: Factors) -> np.ndarray:
+    """Nodes after a fit, unless it has run astray."""
+    start, end = arrays.grid.to_lattice.cpu().numpy(), found.state.grid.to_lattice.cpu().numpy()
     moved = start @ np.linalg.inv(end)
-    return best.evidence, lattice.nodes @ (moved if np.abs(moved - np.eye(len(moved))).max() < DRIFT else np.eye(len(moved)))
+    return lattice.nodes @ (moved if np.abs(moved - np.eye(len(moved))).max() < DRIFT else np.eye(len(moved)))
 
 
 def _combinations(nodes: np.ndarray) -> np.ndarray:

@@ -42,16 +42,17 @@ def quantum(values: Tensor) -> float:
 def solve(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Solution and Cholesky factor of a symmetric positive system, scaled to unit diagonal first."""
     scale = matrix.diagonal().clamp(min=1e-300).rsqrt()
-    scaled = matrix * scale[:, None] * scale
-    jitter = 1e-13
+    scaled = (matrix * scale[:, None]).mul_(scale)
+    jitter, added = 1e-13, 0.0
     while True:
-        factor, info = torch.linalg.cholesky_ex(scaled + jitter * torch.eye(len(scale), dtype=scaled.dtype, device=scaled.device))
+        scaled.diagonal().add_(jitter - added)
+        factor, info = torch.linalg.cholesky_ex(scaled)
         if int(info) == 0:
             break
-        jitter *= 10.0
+        jitter, added = 10.0 * jitter, jitter
         if jitter > 1.0:
             raise DataError("the data are too degenerate to factorise (their normal equations have no solution).")
-    return torch.cholesky_solve((right * scale)[:, None], factor)[:, 0] * scale, factor / scale[:, None]
+    return torch.cholesky_solve((right * scale)[:, None], factor)[:, 0] * scale, factor.div_(scale[:, None])
 
 
 def inverse_diagonal(factor: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from .profile import Shape, shape_step
 if TYPE_CHECKING:
     from .gauss_newton import Problem
     from .states import Fields, State
+    from .unknowns import Arrays
 
 WIDTHS = np.geomspace(0.4, 3.2, 25)     # pixels, of the first guess
 STRONGEST = 40                  # peaks that the first guess of the width is taken from
@@ -177,6 +178,23 @@ def first_heights(peaks: Peaks, intensity: Tensor, valid: Tensor, grid, width: f
 
 
 @dataclass(frozen=True, eq=False)
+class Bragg:
+    """Bragg peaks to be fitted: where they are, how wide to begin with, and which pixels they leave alone (bool)."""
+
+    peaks: Peaks
+    width: float
+    clear: Tensor
+    shape: Shape | None = None
+
+
+def bragg_of(arrays: Arrays, clear: Tensor, radius: float) -> Bragg | None:
+    """Peaks at the nodes of a plane of about ``radius`` pixels; ``clear`` is what is further away."""
+    width = first_width(arrays, radius)
+    peaks = make_peaks(arrays, width)
+    return None if peaks is None else Bragg(peaks, width, clear)
+
+
+@dataclass(frozen=True, eq=False)
 class Coupling:
     """What the amplitudes have to do with the other parameters at a state, for their elimination."""
 
@@ -223,8 +241,8 @@ def settled(problem: Problem, state: State, fields: Fields, weight: Tensor) -> t
     return state, replace(fields, model=fields.model - fields.peaks + bragg, peaks=bragg)
 
 
-def coupling(problem: Problem, state: State, fields: Fields, weight: Tensor, columns: Tensor) -> Coupling:
-    """Rows of the normal matrix that belong to the amplitudes; ``columns`` are the derivatives by the other unknowns."""
+def coupling(problem: Problem, state: State, fields: Fields, weight: Tensor, modes: Tensor) -> Coupling:
+    """Rows of the normal matrix that belong to the amplitudes; ``modes`` are the derivatives by the lattice modes."""
     peaks, basis, grid = problem.peaks, problem.basis, state.grid
     profile = peaks.profile(grid, state.width, state.shape)
     flat = weight.flatten()[peaks.place] * profile
@@ -234,11 +252,24 @@ def coupling(problem: Problem, state: State, fields: Fields, weight: Tensor, col
     cross = torch.cat([
         peaks.project(flat * gs, grid, basis.patterson, basis.patterson_sine),
         2.0 * peaks.project(flat * both, grid, basis.order * stride, basis.order_sine),
-        torch.stack([(flat * own.flatten()[peaks.place]).sum(1) for own in columns], 1),
+        torch.stack([(flat * own.flatten()[peaks.place]).sum(1) for own in (*basis.radial, *modes)], 1),
     ], 1)
     precision = precision_of(problem, state)
     residual = (problem.intensity - fields.model).flatten()[peaks.place]
     return Coupling(cross, (flat * profile).sum(1) + precision, (flat * residual).sum(1) - precision * state.height, precision)
+
+
+def coupling_of_now(problem: Problem, state: State, fields: Fields, weight: Tensor, old: Coupling, size: Tensor) -> Coupling:
+    """A coupling of an earlier state as it is by now; the weights of the other parameters have grown by ``size`` (n,) squared."""
+    peaks = problem.peaks
+    profile = peaks.profile(state.grid, state.width, state.shape)
+    flat = weight.flatten()[peaks.place] * profile
+    precision = precision_of(problem, state)
+    own = (flat * profile).sum(1)
+    height = (own / (old.diagonal - old.precision).clamp(min=1e-300)).clamp(max=1e12).sqrt()
+    residual = (problem.intensity - fields.model).flatten()[peaks.place]
+    right = (flat * residual).sum(1) - precision * state.height
+    return Coupling(old.cross * height[:, None] * size, own + precision, right, precision)
 
 
 def updated_peaks(problem: Problem, state: State, fields: Fields, weight: Tensor, found: Coupling) -> State:

@@ -96,11 +96,20 @@ def hats(radius: Tensor, knots: np.ndarray) -> Tensor:
 
 def splines(place: np.ndarray, knots: np.ndarray) -> np.ndarray:
     """Cubic B-splines on ascending knots, zero with two derivatives at both ends, (len(knots) − 4, *place.shape)."""
-    out = np.zeros((len(knots) - 4, *place.shape))
-    for i, own in enumerate(out):
-        inside = (place >= knots[i]) & (place < knots[i + 4])
-        own[inside] = BSpline.basis_element(knots[i : i + 5], extrapolate=False)(place[inside])
-    return out
+    out = np.zeros((len(knots) - 4, place.size))
+    inside = np.flatnonzero((place >= knots[0]) & (place < knots[-1]))
+    if len(inside):
+        own = BSpline.design_matrix(place.ravel()[inside], _with_ends(knots), 3).tocoo()
+        function = own.col - 3          # the first and the last three do not vanish at the ends
+        ours = (function >= 0) & (function < len(out))
+        out[function[ours], inside[own.row[ours]]] = own.data[ours]
+    return out.reshape(len(out), *place.shape)
+
+
+def _with_ends(knots: np.ndarray) -> np.ndarray:
+    """Knots with three more at both ends."""
+    gap = knots[-1] - knots[0]
+    return np.concatenate([knots[0] - gap * np.arange(3, 0, -1), knots, knots[-1] + gap * np.arange(1, 4)])
 
 
 def rough_zones(arrays: Arrays, residual: Tensor, weight: Tensor, scale: float, radial: Radial) -> list[tuple[float, float]]:
@@ -135,6 +144,16 @@ def rough_zones(arrays: Arrays, residual: Tensor, weight: Tensor, scale: float, 
     edge = np.flatnonzero(np.diff(np.concatenate([[False], rough, [False]]).astype(int)))
     width = _reach(arrays) / bins
     return [(float(a * width), float(b * width)) for a, b in edge.reshape(-1, 2)]
+
+
+def ring_share(arrays: Arrays, residual: Tensor, variance: Tensor, valid: Tensor) -> float:
+    """The share of the squared residual, in σ, that the means of narrow rings make up."""
+    bins = max(int(_reach(arrays) / RING), 8)
+    ring = (arrays.radius[valid] * (bins - 1e-6)).long()
+    z = (residual[valid] / variance[valid].sqrt()).clamp(-RING_CLIP, RING_CLIP)
+    number, total = (torch.zeros(bins, dtype=torch.float64, device=ring.device).index_add_(0, ring, v) for v in
+                     (torch.ones_like(z), z))
+    return float((total.square() / number.clamp(min=1.0)).sum() / z.square().sum().clamp(min=1e-300))
 
 
 def _widened(rings: np.ndarray) -> np.ndarray:
@@ -187,14 +206,13 @@ def _fitted(place: np.ndarray, value: np.ndarray, zone: tuple[float, float], tol
             columns = splines(centre, knots) / error
             heights = np.linalg.lstsq(columns.T, target / error, rcond=1e-8)[0]
             none = np.zeros(3)
-            ends = knots[0] - np.arange(3, 0, -1), knots[-1] + np.arange(1, 4)
-            curve = BSpline(np.concatenate([ends[0], knots, ends[1]]), np.concatenate([none, heights, none]), 3)
+            curve = BSpline(_with_ends(knots), np.concatenate([none, heights, none]), 3)
             rest = value - curve(place)
         centre, level, error = _profile(place, rest, true_to)
         own = np.searchsorted(knots, centre) - 1
         number, total = (np.bincount(own, v, len(knots) - 1) for v in (np.ones(len(own)), np.square(level / error)))
         split = (total > SPLIT * tolerance * number) & (np.diff(knots) > 2.0 * NARROWEST) & (number > 1)
-        if not split.any():
+        if not split.any() or len(knots) - 4 > RING_MOST:       # too many already: what comes of that is of no interest
             return curve
         knots = np.sort(np.concatenate([knots, 0.5 * (knots[:-1] + knots[1:])[split]]))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,27 +41,46 @@ class Shear:
     across: Tensor              # (2 M_0, X) cosines over sines of the first sum
     phase: Tensor               # (M_0, points) complex
     along: Tensor               # (points, M_1) complex
-    correction: Tensor          # (M_0, M_1) complex: window and origin
+    correction: Tensor          # (M_0, M_1): the window's transform, inverse
 
-    def analyse(self, weight: Tensor, by: Tensor | None = None) -> Tensor:
-        """``Σ w exp(2πi …)`` of real weights (batch, rows, columns) times ``by`` (rows, columns); (batch, count_0, count_1)."""
+    def analyse(self, weight: Tensor, by: Tensor | None = None, *, real: bool = False) -> Tensor:
+        """``Σ w exp(2πi …)``, or the ``real`` part of it, of real weights (batch, rows, columns) times ``by`` (rows, columns).
+
+        Returns (batch, count_0, count_1).
+        """
         if self.swap_pixels:
             weight, by = weight.transpose(1, 2), None if by is None else by.T
         by = weight.new_ones(weight.shape[1:]) if by is None else by
-        if weight.device.type == "cpu":
-            taps, start, factor = self.taps.numpy(), self._start(), by.contiguous().numpy()
-            sheared = (torch.from_numpy(_spread(own, factor, taps, start, self.fine, self.points)) for own in
-                       weight.contiguous().numpy())
-        else:
-            sheared = (self._sheared(own * by) for own in weight)
         # one after the other: what a single weight needs stays in the cache
-        out = torch.stack([self._summed(self.across @ own) for own in sheared])
+        if weight.device.type == "cpu":
+            out = torch.stack(self._analysed(weight, by.contiguous().numpy(), real))
+        else:
+            out = torch.stack([self._summed(self.across @ self._sheared(own * by), real) for own in weight])
         return out.transpose(1, 2) if self.swap_lattice else out
 
-    def _summed(self, first: Tensor) -> Tensor:
-        """The second sum from the first, cosines over sines."""
+    def _analysed(self, weight: Tensor, by: np.ndarray, real: bool) -> list[Tensor]:
+        """The sums of each weight, over the rows and grid points that it has."""
+        taps, start, out = self.taps.numpy(), self._start(), []
+        table = np.zeros((len(taps), self.points))
+        sheared = torch.from_numpy(table)
+        for own in weight:
+            top, end, first, last = _spread(own.contiguous().numpy(), by, taps, start, self.fine, table)
+            out.append(self._summed(self.across[:, top:end] @ sheared[top:end, first:last], real, slice(first, last)))
+        return out
+
+    def _summed(self, first: Tensor, real: bool, points: slice = slice(None)) -> Tensor:
+        """The second sum from the first on some grid points, cosines over sines."""
         half = len(self.phase)
-        return torch.complex(first[:half], first[half:]).mul_(self.phase) @ self.along * self.correction
+        turned = torch.complex(first[:half], first[half:]).mul_(self.phase[:, points])
+        if real:
+            cosine, sine = self._along_parts
+            return (turned.real @ cosine[points]).addmm_(turned.imag, sine[points], alpha=-1.0).mul_(self.correction)
+        return (turned @ self.along[points]).mul_(self.correction)
+
+    @cached_property
+    def _along_parts(self) -> tuple[Tensor, Tensor]:
+        """Real and imaginary part of ``along``."""
+        return self.along.real.contiguous(), self.along.imag.contiguous()
 
     def _start(self) -> np.ndarray:
         """The first grid point of each row, (X,)."""
@@ -102,29 +122,43 @@ class Shear:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _spread(weight, by, taps, start, fine, points):
-    """:meth:`Shear._sheared` of ``weight · by`` in one go; rows of nothing but zeros are skipped."""
+def _spread(weight, by, taps, start, fine, out):
+    """:meth:`Shear._sheared` of ``weight · by`` in one go, into ``out``; only the rows that it returns the range of count, with the
+    range of the grid points that do not vanish on them."""
     rows, columns = weight.shape
-    out = np.zeros((rows, points))
-    own = np.empty(columns)
-    part = np.empty((fine, columns + taps.shape[1] // fine + 1))
+    width = taps.shape[1]
+    own = np.zeros(columns)
+    part = np.empty((fine, columns + width // fine + 1))
+    top, end, first, last = rows, 0, out.shape[1], 0
     for x in range(rows):
-        some = False
+        left, right = columns, 0
         for y in range(columns):
-            own[y] = weight[x, y] * by[x, y]
-            some |= own[y] != 0.0
-        if not some:
+            if weight[x, y] != 0.0 and by[x, y] != 0.0:
+                left = min(left, y)
+                right = y + 1
+        if right == 0:
+            if end > 0:
+                out[x] = 0.0
             continue
-        part[:] = 0.0
-        for j in range(taps.shape[1]):
+        for y in range(left, right):
+            own[y] = weight[x, y] * by[x, y]
+        length = right - left - 1 + -(-width // fine)
+        part[:, :length] = 0.0
+        for j in range(width):
             tap, q, k = taps[x, j], j % fine, j // fine
-            for y in range(columns):
-                part[q, k + y] += tap * own[y]
-        last = columns - 1 + -(-taps.shape[1] // fine)
+            for y in range(left, right):
+                part[q, k + y - left] += tap * own[y]
+        place = start[x] + left * fine
+        out[x, :place] = 0.0
+        out[x, place + length * fine :] = 0.0
         for q in range(fine):
-            for n in range(last):
-                out[x, start[x] + n * fine + q] = part[q, n]
-    return out
+            for n in range(length):
+                out[x, place + n * fine + q] = part[q, n]
+        top, end = min(top, x), x + 1
+        first, last = min(first, place), max(last, place + length * fine)
+    if end == 0:
+        return 0, 0, 0, 0
+    return top, end, first, last
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -150,21 +184,19 @@ def make_shear(axes: tuple[Tensor, Tensor], to_lattice: Tensor, divisions: tuple
     device = to_lattice.device
     steps = torch.stack([axis[1] - axis[0] for axis in axes])
     cycles = (steps[:, None] * to_lattice / torch.tensor(divisions, dtype=torch.float64, device=device)).tolist()
-    middle = [len(axis) // 2 for axis in axes]
-    origin = torch.stack([axis[m] for axis, m in zip(axes, middle, strict=True)]) @ to_lattice
-    origin = (origin.cpu() / torch.tensor(divisions, dtype=torch.float64)).tolist()
+    first = [float(axis[0] / (axis[1] - axis[0])) for axis in axes]         # pixels from the origin, where all phases are zero
     sizes = [len(axis) for axis in axes]
     swap_pixels, swap_lattice = _smallest(cycles)
     if swap_pixels:
-        cycles, sizes, middle = cycles[::-1], sizes[::-1], middle[::-1]
+        cycles, sizes, first = cycles[::-1], sizes[::-1], first[::-1]
     if swap_lattice:
-        cycles, origin = [row[::-1] for row in cycles], origin[::-1]
+        cycles = [row[::-1] for row in cycles]
         low, gap, count = low[::-1], gap[::-1], count[::-1]
     m = [a + g * torch.arange(n, dtype=torch.float64, device=device) for a, g, n in zip(low, gap, count, strict=True)]
     slant = cycles[0][1] / cycles[1][1]
     frequency = m[0][:, None] * cycles[1][0] + m[1] * cycles[1][1]
     fine = max(1, math.ceil(4.0 * float(frequency.abs().max()) - 1e-9))
-    x = torch.arange(sizes[0], dtype=torch.float64, device=device) - middle[0]
+    x = torch.arange(sizes[0], dtype=torch.float64, device=device) + first[0]
     offset = fine * slant * x
     base = torch.ceil(offset - WIDTH / 2)
     taps = kaiser_bessel((offset - base)[:, None] - torch.arange(WIDTH, dtype=torch.float64, device=device), WIDTH)
@@ -173,12 +205,12 @@ def make_shear(axes: tuple[Tensor, Tensor], to_lattice: Tensor, divisions: tuple
     place = torch.arange(length, device=device) * fine + torch.arange(fine, device=device)[:, None, None]
     place = place + (base - start).long()[:, None]
     points = int(base.max() - start) + fine * length
-    t = (torch.arange(points, dtype=torch.float64, device=device) + start) / fine - middle[1]
+    t = (torch.arange(points, dtype=torch.float64, device=device) + start) / fine + first[1]
     turn = TURN * m[0][:, None] * ((cycles[0][0] - cycles[1][0] * slant) * x)
     across = torch.cat([turn.cos(), turn.sin()])
     phase = _wave(m[0][:, None] * (cycles[1][0] * t))
     along = _wave(t[:, None] * (cycles[1][1] * m[1]))
-    correction = _wave(m[0][:, None] * origin[0] + m[1] * origin[1]) / kaiser_bessel_transform(frequency / fine, WIDTH)
+    correction = 1.0 / kaiser_bessel_transform(frequency / fine, WIDTH)
     return Shear(swap_pixels, swap_lattice, fine, points, taps, place, across, phase, along, correction)
 
 

@@ -22,7 +22,10 @@ from ..geometry import PlaneLattice
 from .bragg import bragg_radius, residue_radius
 from .gauss_newton import Problem
 from .links import LINKS
-from .search import FEW_OUTLIERS, LOST, SEARCH_TOLERANCE, Fit, bragg_of, outlying
+from .looks import SEARCH_TOLERANCE
+from .peaks import bragg_of
+from .search import FEW_OUTLIERS, LOST, Fit
+from .starts import outlying
 from .states import Factors, Fields
 from .unknowns import Arrays, arrays_of, corner_spread, default_reach
 
@@ -185,11 +188,13 @@ def _seen_early(volume, lattice: PlaneLattice, fit: Fit, clear: Tensor, seen: Te
     """The fit with Bragg peaks where the first look at a plane says that it cannot do without them; and their radius."""
     first = fit.first(seen)
     lost = outlying(first, seen)
-    if lost > LOST:
+    if lost > FEW_OUTLIERS:
         problem = fit.problem(seen, fit.supports()[0], fit.options.links[0], polish=False)[0]
         found = _residues(volume, lattice, fit, clear, reach, (problem, first))
-        if found is not None and outlying(found[0].first(seen), seen) < FOUND * lost:
-            return found
+        if found is not None:
+            again = found[0].first(seen)
+            if outlying(again, seen) < FOUND * lost and (lost > LOST or again.evidence > first.evidence):
+                return found
     return fit, 0.0
 
 
