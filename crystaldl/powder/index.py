@@ -81,7 +81,7 @@ def _search(pattern, lines: LineTable, options: IndexOptions, report) -> list[La
 
 
 def check_options(
-    *, systems=None, max_volume=None, lines=20, impurities=2, zero_limit=0.15, volume_hint=None, time_limit=10.0
+    *, systems=None, max_volume=None, lines=20, impurities=2, zero_limit=0.2, volume_hint=None, time_limit=10.0
 ) -> IndexOptions:
     """The arguments of `index` as `IndexOptions`; DataError for what cannot be meant."""
     if isinstance(systems, str):
@@ -102,7 +102,8 @@ def check_options(
     time_limit = _number(time_limit, "time_limit", 0.0, 1e6, "seconds")
     if volume_hint is not None:
         volume_hint = _number(volume_hint, "volume_hint", 10.0, 20000.0, "Å³")
-    return IndexOptions(chosen, max_volume, lines, impurities, max(zero_limit, 1e-3), volume_hint, time_limit)
+    zero_limit = max(zero_limit, 1e-3)
+    return IndexOptions(chosen, max_volume, lines, impurities, zero_limit, zero_limit / 2, volume_hint, time_limit)
 
 
 def _number(value, name: str, low: float, high: float, unit: str, whole: bool = False) -> float:

@@ -285,7 +285,7 @@ class PowderPattern:
         impurities : int
             How many of these may belong to something else, 2 by default.
         zero_limit : float
-            Largest zero shift of 2θ in degrees, 0.15 by default.
+            Largest zero shift of 2θ in degrees, 0.2 by default; half of it is expected.
         volume_hint : float, optional
             Expected volume of the primitive cell in Å³; cells from 0.2 to 1.25 times as large are made.
         time_limit : float

@@ -24,7 +24,7 @@ from crystaldl.powder.indexing.bravais import (
     same_lattice,
 )
 from crystaldl.powder.indexing.coincidences import has_special_metric
-from crystaldl.powder.indexing.pools import IndexOptions, Lattice, LineTable, line_table
+from crystaldl.powder.indexing.pools import IndexOptions, Lattice, LineTable, Pool, line_table
 from crystaldl.powder.indexing.staged_search import StagedSearch, alone, settled
 from crystaldl.powder.pattern import PowderPattern
 
@@ -347,8 +347,29 @@ def test_few_lines_settle_high_symmetry_and_low_symmetry_is_tried_last(pattern):
     low = StagedSearch(table("mP"), IndexOptions(systems=("monoclinic",)), told.append)
     low.first()
     told.clear()
-    low.more(0.0)
-    assert told == ["monoclinic and triclinic, zero shift +0.00°"], "out of time: no other zero shift"
+    assert not low.more(0.0) and told == [], "out of time: no other zero shift"
+
+
+def test_each_zero_shift_is_tried_once_where_nothing_convinces(pattern, monkeypatch):
+    told = []
+    lines = line_table(peaks_from(lines_of("mP", CELLS["mP"], 10), pattern.radiation))
+    search = StagedSearch(lines, IndexOptions(systems=("monoclinic",)), told.append)
+    monkeypatch.setattr(search, "_convinced", lambda high_only=False: False)
+    monkeypatch.setattr(search, "_low_symmetry", lambda zero: None)
+    assert not search.first() and told == ["monoclinic and triclinic", "monoclinic and triclinic, zero shift +0.00°"]
+    assert not search.more(np.inf)
+    assert told[2:] == [f"monoclinic and triclinic, zero shift {zero:+.2f}°" for zero in (0.06, -0.06, 0.12, -0.12)]
+
+
+def test_a_short_axis_that_low_angle_lines_do_not_tell(pattern):
+    """All of the first twenty lines are h0l: b, known from farther lines, has to outlive a refinement on these."""
+    cell = (9.55, 2.835, 9.79, 90, 93.7, 90)
+    lines = line_table(peaks_from(lines_of("mP", cell, 60), pattern.radiation))
+    start = Pool(metric_of(np.array(cell))[None], np.zeros(1), np.array(["mP"]), np.zeros(1))
+    settings = (0.015, 0.010), 4.0, 3
+    assert len(start.improve(lines.head(12), IndexOptions(hold=False), *settings)) == 0
+    kept = start.improve(lines.head(12), IndexOptions(), *settings)
+    assert cell_of(kept.g)[0] == pytest.approx(cell, rel=1e-3)
 
 
 @pytest.mark.parametrize("shift", [0.12, -0.12])

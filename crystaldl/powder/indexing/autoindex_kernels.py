@@ -210,18 +210,33 @@ def expand(p, system, g):
 
 
 @njit(cache=True, nogil=True)
-def improve(lines, slope, g, zero, system, centring, wide, rounds, prior):
+def free_parameters(g, system, p):
+    """The free parameters of the six coefficients; what `expand` takes."""
+    p[0] = g[0]
+    if system in (1, 2):
+        p[1] = g[2]
+    elif system > 2:
+        p[1], p[2] = g[1], g[2]
+        if system == 4:
+            p[3] = g[4]
+        elif system == 5:
+            p[3], p[4], p[5] = g[3], g[4], g[5]
+
+
+@njit(cache=True, nogil=True)
+def improve(lines, slope, g, zero, system, centring, wide, rounds, prior, hold):
     """Cell and zero shift (degrees) by robust least squares, lines re-indexed each round; zero 9 where it fails.
 
     ``slope`` is dQ/d2θ of each line in Å⁻² per degree; ``zero`` (observed minus true 2θ) is where to start.
     ``wide`` is the acceptance in units of σ of the first round; it shrinks to 2 in the last. ``prior`` is the standard
-    deviation expected of the zero shift in degrees.
+    deviation expected of the zero shift in degrees. A parameter that no line tells, such as a short axis where all lines at
+    low angles are of one zone, stays as it is with ``hold`` 1, and fails with 0.
     """
     n = lines.shape[0]
     free = FREE[system]
     size = free + 1
     g = g.copy()
-    row = np.zeros(size)
+    row, held = np.zeros(size), np.zeros(size)
     for turn in range(rounds):
         accept = wide + (2.0 - wide) * turn / max(rounds - 1, 1)
         normal = np.zeros((size, size))
@@ -241,8 +256,11 @@ def improve(lines, slope, g, zero, system, centring, wide, rounds, prior):
                     normal[a, b] += w * row[a] * row[b]
                 right[a] += w * row[a] * lines[i, 0]
         normal[free, free] += 1.0 / (prior * prior)
+        free_parameters(g, system, held)
         for a in range(size):
-            normal[a, a] = normal[a, a] * (1.0 + 1e-10) + 1e-8
+            small = 1e-10 * normal[a, a] + 1e-8
+            normal[a, a] += small
+            right[a] += hold * small * held[a]
         p = np.linalg.solve(normal, right)
         zero = p[free]
         expand(p[:free], system, g)
@@ -256,14 +274,14 @@ def improve_all(lines, sharp, slope, cells, starts, codes, settings):
     """Improve many cells on ``lines`` and score each, its zero shift taken off, on ``sharp``: (score, cell, zero).
 
     ``codes`` (n, 3): system, centring and multiplicity of each cell; ``settings``: lost and tail as in `likelihood`, wide,
-    rounds and prior as in `improve`.
+    rounds, prior and hold as in `improve`.
     """
-    lost, tail, wide, rounds, prior = settings
+    lost, tail, wide, rounds, prior, hold = settings
     count = cells.shape[0]
     scores, out, zeros = np.full(count, -1e9), np.zeros((count, 6)), np.zeros(count)
     shifted = sharp.copy()
     for i in range(count):
-        g, zero = improve(lines, slope, cells[i], starts[i], codes[i, 0], codes[i, 1], wide, rounds, prior)
+        g, zero = improve(lines, slope, cells[i], starts[i], codes[i, 0], codes[i, 1], wide, rounds, prior, hold)
         if abs(zero) > 2.5 * prior:
             continue
         for j in range(sharp.shape[0]):

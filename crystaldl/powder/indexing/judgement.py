@@ -69,13 +69,19 @@ def distinct(pool: Pool, limit: int) -> tuple[Pool, np.ndarray]:
     return pool[known[kept]], cells[kept]
 
 
-def sift(pool: Pool, lines: LineTable, options: IndexOptions) -> Pool:
-    """The trial cells worth a closer look: refined on the low-angle lines, then on twice as many."""
+def sift(pool: Pool, lines: LineTable, options: IndexOptions, thorough: bool = False) -> Pool:
+    """The trial cells worth a closer look: refined on the low-angle lines, then on twice as many, if ``thorough`` on all."""
     pool = pool.improve(lines.head(options.lines), options, (0.015, 0.010), 4.0, 3)
-    parts = [pool.best(100)] + [pool[pool.bravais == b].best(20) for b in BRAVAIS if b != "aP"]
-    pool = sum(parts[1:], parts[0]).improve(lines.head(2 * options.lines), options, (0.012, 0.008), 3.0, 4)
-    parts = [pool.best(60)] + [pool[pool.bravais == b].best(6) for b in BRAVAIS]
-    return sum(parts[1:], parts[0])
+    pool = _best_of_each(pool, 100, 20, [b for b in BRAVAIS if b != "aP"])
+    pool = pool.improve(lines.head(2 * options.lines), options, (0.012, 0.008), 3.0, 4)
+    if thorough and len(lines.two_theta) > 2 * options.lines:
+        pool = _best_of_each(pool, 150, 20).improve(lines.head(3 * options.lines), options, (0.012, 0.008), 3.0, 3)
+    return _best_of_each(pool, 60, 6)
+
+
+def _best_of_each(pool: Pool, count: int, own: int, lattices=tuple(BRAVAIS)) -> Pool:
+    """The best cells, and the best ones of each of some Bravais lattices."""
+    return sum((pool[pool.bravais == b].best(own) for b in lattices), pool.best(count))
 
 
 def raised(pool: Pool, lines: LineTable, options: IndexOptions, limit: int = 25) -> Pool:

@@ -23,7 +23,7 @@ TOLERANCE, SYSTEMATIC = 3.5, 0.02
 #: share of the lines' height, beyond what the best lattice leaves unexplained, at which a cell is half believed, and how
 #: sharply: the cells of crystals in measured patterns left less than 0.3, those of wrongly recognised ones 0.4 to 0.9
 HALF, SHARPNESS = 0.35, 0.04
-_OPTIONS = IndexOptions(impurities=3.0)
+_OPTIONS = IndexOptions(impurities=3.0, zero_limit=0.15, hold=False)
 
 
 def _share(lattice: Lattice, lines: LineTable, height: np.ndarray) -> float:

@@ -25,15 +25,18 @@ TAIL = 0.2
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """What to search, see `crystaldl.powder.pattern.PowderPattern.index`."""
+    """What to search, see `crystaldl.powder.pattern.PowderPattern.index`; ``prior``: standard deviation expected of the zero
+    shift, degrees; ``hold``: cells with a parameter that low-angle lines do not tell are kept."""
 
     systems: tuple[str, ...] = SYSTEMS
     max_volume: float | None = None
     lines: int = 20
     impurities: float = 2.0
-    zero_limit: float = 0.15
+    zero_limit: float = 0.2
+    prior: float = 0.1
     volume_hint: float | None = None
     time_limit: float = 10.0
+    hold: bool = True
 
     @property
     def lost(self) -> float:
@@ -43,11 +46,6 @@ class IndexOptions:
     def largest(self, bravais: str = "aP") -> float:
         """Largest volume of a primitive cell in Å³: what was asked for, or what the search reaches (`LARGEST`)."""
         return LARGEST.get(bravais[0], LARGEST["a"]) if self.max_volume is None else self.max_volume
-
-    @property
-    def prior(self) -> float:
-        """Standard deviation expected of the zero shift, degrees."""
-        return self.zero_limit / 1.5
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Pool:
         if not len(self):
             return self
         codes = np.array([BRAVAIS[b] for b in self.bravais])
-        settings = (options.lost, TAIL, wide, rounds, options.prior)
+        settings = (options.lost, TAIL, wide, rounds, options.prior, float(options.hold))
         tables = (lines.table(floor) for floor in floors)
         score, g, zero = kernels.improve_all(*tables, lines.slope, self.g, self.zero, codes, settings)
         good = score > -1e8

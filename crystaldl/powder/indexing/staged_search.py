@@ -1,7 +1,7 @@
 """The search of `index` by lines alone: what is tried, in which order, and when to stop.
 
-High symmetry first, at three zero shifts, then cells of any lattice without a zero shift: `StagedSearch.first`. What follows, other
-zero shifts and more indices (`StagedSearch.more`), takes longer than asking the profile, which knows about both.
+High symmetry first, at five zero shifts, then cells of any lattice without a zero shift and at the one that the best cells
+agree on: `StagedSearch.first`. Other zero shifts (`StagedSearch.more`) take longer than asking the profile, which knows of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STRONG = 14
 FEW, HIGH, LOW = (30.0, 6.0, 6.0), (40.0, 6.0, 15.0), (30.0, 8.0, 8.0)
 #: score and lead over others than kin where lines are left over; where nothing below orthorhombic was tried
 ALONE, ALONE_HIGH = (75.0, 15.0), (100.0, 20.0)
-#: zero shifts at which cells of high symmetry are tried, in thirds of the limit
+#: zero shifts at which cells of high symmetry are tried, in quarters of the limit
 ZEROS = (0.0, 1.2, -1.2, 2.4, -2.4)
 
 
@@ -47,43 +47,37 @@ class StagedSearch:
     def __init__(self, lines: LineTable, options: IndexOptions, report=lambda what: None):
         self.lines, self.options, self.report = lines, options, report
         self.pool, self.found = Pool(), []
-        self._step = options.zero_limit / 3
+        self._step = options.zero_limit / 4
         self._few, self._strong = lines.head(options.lines), lines.strong(STRONG)
-        self._tried = {0.0}
+        self._looked: set[float] = set()  # zero shifts at which low symmetry was tried, and was with more lines, too
+        self._tried: set[float] = set()
 
     def first(self) -> bool:
-        """Down to orthorhombic, then cells of any lattice without a zero shift; whether one convinces."""
+        """Down to orthorhombic, then cells of any lattice without a zero shift and at the likely one; whether one convinces."""
         if self._down_to_orthorhombic():
             return True
         if not self._low:
             return False
         self.report("monoclinic and triclinic")
         self._low_symmetry(0.0)
-        return self._convinced()
+        if self._convinced() or self._at(0.0):
+            return True
+        likely = self._likely(1.0)
+        return likely is not None and self._at(likely)
 
     def more(self, end: float) -> bool:
-        """Low symmetry with more indices, then at other zero shifts; whether a cell convinces.
+        """Low symmetry at other zero shifts; whether a cell convinces.
 
         ``end``: reading of `time.monotonic` after which no other zero shift is tried.
         """
-        step, waiting = self._step, [0.0, *(f * self._step for f in (-1.2, 1.2, -2.4, 2.4))]
-        likely = _common_zero(self.found)
-        if abs(likely) > step:
-            waiting.insert(0, likely)
-        while waiting and self._low:
-            zero = waiting.pop(0)
-            self.report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
-            if zero not in self._tried:
-                self._low_symmetry(zero)
-            self._monoclinic(zero, self.lines.head(self.options.lines + 8), 12, 60)
-            self._tried.add(zero)
-            if self._convinced():
-                return True
-            if time.monotonic() > end:
+        waiting = [f * self._step for f in ZEROS]
+        while self._low and time.monotonic() < end:
+            waiting = [zero for zero in waiting if self._is_new(zero, 0.6)]
+            likely = self._likely(0.4)
+            if likely is None and not waiting:
                 break
-            likely = _common_zero(self.found)
-            if min(abs(likely - z) for z in self._tried) > 0.4 * step:
-                waiting = [likely, *(z for z in waiting if abs(z - likely) > 0.6 * step)]
+            if self._at(waiting.pop(0) if likely is None else likely):
+                return True
         return False
 
     def lattices(self) -> list[Lattice]:
@@ -111,7 +105,27 @@ class StagedSearch:
         """Whether cells of low symmetry were asked for."""
         return not {"monoclinic", "triclinic"}.isdisjoint(self.options.systems)
 
+    def _is_new(self, zero: float, apart: float) -> bool:
+        """Whether no zero shift within ``apart`` steps was tried."""
+        return all(abs(zero - other) > apart * self._step for other in self._tried)
+
+    def _likely(self, apart: float) -> float | None:
+        """The zero shift (degrees) that the best lattices agree on, for even wrong ones do; None where it is not new."""
+        zero = float(np.median([lattice.zero for lattice in self.found[:5]])) if self.found else 0.0
+        return zero if self._is_new(zero, apart) else None
+
+    def _at(self, zero: float) -> bool:
+        """Cells of any lattice at a zero shift, monoclinic ones from more lines and indices; whether one convinces."""
+        self.report(f"monoclinic and triclinic, zero shift {zero:+.2f}°")
+        self._low_symmetry(zero)
+        self._monoclinic(zero, self.lines.head(self.options.lines + 8), 12, 60)
+        self._tried.add(zero)
+        return self._convinced()
+
     def _low_symmetry(self, zero: float) -> None:
+        if zero in self._looked:
+            return
+        self._looked.add(zero)
         cells = any_lattice(self.lines, zero, self.options)
         self._add(cells + any_lattice(self._strong, zero, self.options) if zero == 0.0 else cells)
         self._monoclinic(zero, self._few, 9, 24)
@@ -138,7 +152,7 @@ class StagedSearch:
         return self._convinced(high_only=True)
 
     def _add(self, trials: Pool) -> None:
-        self.pool += sift(trials, self.lines, self.options)
+        self.pool += sift(trials, self.lines, self.options, thorough=True)
 
     def _ranked(self, pool: Pool) -> list[Lattice]:
         """Different lattices, each raised to the symmetry that the lines bear, best first."""
@@ -169,8 +183,3 @@ def _needed(found: list[Lattice], high_only: bool) -> tuple[float, float, float]
     """Score and leads that convince of the best of some lattices."""
     kind = found[0].bravais[0] if found else "a"
     return FEW if kind in "cth" else HIGH if high_only or kind == "o" else LOW
-
-
-def _common_zero(found: list[Lattice]) -> float:
-    """The zero shift (degrees) that the best lattices agree on: even wrong ones do."""
-    return float(np.median([lattice.zero for lattice in found[:5]])) if found else 0.0

@@ -28,7 +28,7 @@ from .trial_cells import boxes, high_symmetry
 
 __all__ = ["Trial", "Trials", "line_table_of", "metric_of_search", "trial_lattices", "worth_fitting"]
 
-_OPTIONS = IndexOptions(impurities=3.0)
+_OPTIONS = IndexOptions(impurities=3.0, zero_limit=0.15, hold=False)
 #: lattices of one kind that are examined for absent lines, and how far (sieve's score) behind the best of all a kind may be
 EXAMINED, HOPELESS = 3, 200.0
 #: how far behind the best of its kind, by the lines, a lattice may be
@@ -283,7 +283,7 @@ def _less_coincidences(trials: list[Trial]) -> list[Trial]:
 def _by_lines(pool: Pool, lines: LineTable) -> np.ndarray:
     """Log-likelihood ratio of the lines against chance for cells as they are, less the price of free parameters, (n,)."""
     few, codes = lines.head(3 * _OPTIONS.lines), np.array([BRAVAIS[b] for b in pool.bravais])
-    settings = (_OPTIONS.lost, TAIL, 3.0, 0, _OPTIONS.prior)
+    settings = (_OPTIONS.lost, TAIL, 3.0, 0, _OPTIONS.prior, 0.0)
     scores = [
         kernels.improve_all(few.table(f), few.table(f), few.slope, pool.g, pool.zero, codes, settings)[0]
         for f in FLOORS
