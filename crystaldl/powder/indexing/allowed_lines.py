@@ -92,7 +92,7 @@ def allowed_score(
     if len(position) == 0:
         return -1e9, {int(g): 0.0 for g in own}
     # many settings allow the same lines in the range at hand
-    allowed, which = np.unique(allowed, axis=0, return_inverse=True)
+    allowed, which = _different(allowed)
     low, high = q * (1 - NEIGHBOURHOOD), np.minimum(q * (1 + NEIGHBOURHOOD), q_max)
     count = np.concatenate([np.zeros((len(allowed), 1)), np.cumsum(allowed * share, 1)], 1)
     number = count[:, np.searchsorted(position, high)] - count[:, np.searchsorted(position, low)]
@@ -105,13 +105,20 @@ def allowed_score(
         x = distance / sigma
         hit = (1 - TAIL) * np.exp(-0.5 * x * x) + TAIL / 3 * np.exp(-x * x / 18)
         hit = np.where(x < REACH, hit, 0.0) / (SQRT_TWO_PI * sigma * density)
-        found = (weight * np.log(options.lost + (1 - options.lost) * hit)).sum(1)[which.ravel()]
+        found = (weight * np.log(options.lost + (1 - options.lost) * hit)).sum(1)[which]
         if values is None or np.logaddexp.reduce(found + prior) > np.logaddexp.reduce(values + prior):
             values = found
     price = PRICE * FREE[BRAVAIS[lattice][0]] + 0.5 * (zero / options.prior) ** 2
     best = {int(g): float(np.logaddexp.reduce(values[own == g]) - np.log((own == g).sum())) for g in np.unique(own)}
     top = max(best.values())
     return float(np.logaddexp.reduce(values + prior) - price), {g: v - top for g, v in best.items()}
+
+
+def _different(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different rows (r, n) of booleans (s, n), and which of them each row is (s,)."""
+    bits = np.ascontiguousarray(np.packbits(rows, axis=1))
+    _, first, which = np.unique(bits.view(f"V{bits.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    return rows[first], which.ravel()
 
 
 def _nearest_allowed(q, position, allowed, reach) -> np.ndarray:

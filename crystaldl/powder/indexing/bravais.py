@@ -13,7 +13,7 @@ import numpy as np
 from ...physics.crystals import find_symmetry
 from ...physics.lattice import cell_from_metric, cell_volume, metric_tensor
 
-__all__ = ["BRAVAIS", "HIGHEST_GROUP", "cell_of", "derivative_index", "hermite_forms", "lattice_lengths", "lattices_of",
+__all__ = ["BRAVAIS", "HIGHEST_GROUP", "alike", "cell_of", "derivative_index", "hermite_forms", "lattice_lengths", "lattices_of",
            "metric_of", "niggli_cell", "reciprocal_metric", "same_lattice", "shortest_vector", "sparser", "system_of"]  # fmt: skip
 
 #: Bravais lattice -> (code of the system, code of the centring, multiplicity of a general line times centring factor)
@@ -99,7 +99,12 @@ def same_lattice(first, second, tolerance: float = 0.01) -> bool:
 
     Compared are the volume and the twelve shortest lattice vectors, which do not jump where a reduced cell changes type.
     """
-    return bool(np.all(np.abs(lattice_lengths(first) / lattice_lengths(second) - 1.0) < tolerance))
+    return bool(alike(lattice_lengths(first), lattice_lengths(second), tolerance))
+
+
+def alike(first, second, tolerance: float = 0.01) -> np.ndarray:
+    """Whether `lattice_lengths` (..., 13) are those of the same lattice, (...)."""
+    return (np.abs(first / second - 1.0) < tolerance).all(-1)
 
 
 def lattice_lengths(cell) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...physics.lattice import cell_from_metric, cell_volume, metric_tensor
 from .autoindex_kernels import FREE
-from .bravais import BRAVAIS, derivative_index, hermite_forms, lattices_of, niggli_cell, same_lattice
+from .bravais import BRAVAIS, alike, derivative_index, hermite_forms, lattice_lengths, lattices_of, niggli_cell
 
 __all__ = ["COINCIDENCE", "exact_multiples", "has_special_metric", "owes", "prices"]
 
@@ -38,7 +38,8 @@ def exact_multiples(bravais, cells) -> list[tuple[int, int, int]]:
     volumes = [cell_volume(cell) for cell in cells]
     own = [int(FREE[BRAVAIS[b][0]]) for b in bravais]
     # a lattice that is there in higher symmetry owes nothing more by being there in a lower one, too
-    free = [min(n for n, other in zip(own, cells, strict=True) if same_lattice(cell, other)) for cell in cells]
+    lengths = lattice_lengths(np.reshape(cells, (-1, 6)))
+    free = [min(n for n, same in zip(own, alike(mine, lengths), strict=True) if same) for mine in lengths]
     found = []
     for i, j in permutations(range(len(cells)), 2):
         more = free[i] - own[j]

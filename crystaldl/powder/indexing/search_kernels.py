@@ -22,6 +22,7 @@ LOWEST = 1 / 30.0**2  # no axis beyond 30 Å
 _LARGEST = np.array([27000.0, 12000.0, 12000.0, 6000.0, 6000.0])
 SHORTEST = 2.2  # Å: no crystal repeats over less (beryllium 2.29, graphite 2.46, diamond 2.52)
 SQRT_TWO_PI = 2.5066282746
+LN_EPSILON = np.log(EPSILON)
 
 
 @njit(cache=True, nogil=True)
@@ -81,6 +82,38 @@ def _nearest(q, cell, system, centring):
             k += 1
         h += 1
     return best, bh, bk, bl
+
+
+@njit(cache=True, nogil=True)
+def _falling(cell):
+    """A, B and C, the largest first."""
+    a, b, c = cell[0], cell[1], cell[2]
+    if a < b:
+        a, b = b, a
+    if b < c:
+        b, c = c, b
+    return (b, a, c) if a < b else (a, b, c)
+
+
+@njit(cache=True, nogil=True)
+def _distance(q, axes):
+    """Distance in Q from the line q to the nearest line of a primitive rectangular cell; ``axes`` as `_falling` gives them."""
+    a, b, c = axes
+    best = q
+    outer = 0.0
+    h = 0
+    while outer < q + best:
+        base, k = outer, 0
+        while base < q:
+            squared = (q - base) / c
+            l = np.floor(np.sqrt(squared))
+            best = min(best, c * min(squared - l * l, (l + 1.0) * (l + 1.0) - squared))
+            k += 1
+            base = outer + k * k * b
+        best = min(best, base - q)
+        h += 1
+        outer = h * h * a
+    return best
 
 
 @njit(cache=True, nogil=True)
@@ -222,14 +255,47 @@ def polish(lines, slope, best, cells, sharp):
 
 
 @njit(cache=True, nogil=True)
-def _keep(lines, cell, first, last, best, cells, top):
+def _hopeful(lines, rising, cell, first, last, best, top):
+    """Which of the lattices ``first`` to ``last - 1`` may come up to their bar, as bits: no centring brings a line nearer."""
+    system, n, bottom = _SYSTEM[first], lines.shape[0], best.shape[1] - 1
+    volume, perfect, weight = _volume(cell, system), 0.0, 0.0
+    for i in range(n):
+        perfect += lines[i, 3]
+        weight += lines[i, 2]
+    # per lattice: ln of the density of its lines, and how much more may be lost
+    shift, spare, hopeful = np.empty(last - first), np.empty(last - first), 0
+    for r in range(last - first):
+        shift[r] = np.log(2.0 * np.pi * volume / _DIVISOR[first + r])
+        spare[r] = perfect - weight * shift[r] + 0.2 - max(best[first + r, bottom], top - MARGIN)
+        if spare[r] >= 0.0:
+            hopeful |= 1 << r
+    axes = _falling(cell)
+    for i in rising:  # few indices reach low lines
+        if hopeful == 0:
+            break
+        x = (_distance(lines[i, 0], axes) if system == 3 else _nearest(lines[i, 0], cell, system, 0)[0]) / lines[i, 1]
+        near = np.exp(-0.5 * x * x) / (SQRT_TWO_PI * lines[i, 1] * np.sqrt(lines[i, 0])) if x < 6.0 else 0.0
+        for r in range(last - first):
+            if hopeful >> r & 1:
+                found = np.log(EPSILON + (1.0 - EPSILON) * near * np.exp(-shift[r])) if x < 6.0 else LN_EPSILON
+                spare[r] -= lines[i, 3] - lines[i, 2] * (shift[r] + found)
+                if spare[r] < 0.0:
+                    hopeful ^= 1 << r
+    return hopeful
+
+
+@njit(cache=True, nogil=True)
+def _keep(lines, rising, cell, first, last, best, cells, top):
     """Score one cell as lattices ``first`` to ``last - 1``, remember the best few of each; returns the best score of all."""
     if cell[0] <= 0 or cell[1] <= 0 or cell[2] <= 0 or cell[0] * cell[2] <= 0.26 * cell[3] ** 2:
         return top
     if _volume(cell, _SYSTEM[first]) > _LARGEST[_SYSTEM[first]]:
         return top
+    hopeful = _hopeful(lines, rising, cell, first, last, best, top)
     count = best.shape[1]
     for row in range(first, last):
+        if not hopeful >> (row - first) & 1:
+            continue
         v = _score(lines, cell, row, max(best[row, count - 1], top - MARGIN))
         if v <= best[row, count - 1] or _shortest(cell, row) < SHORTEST * SHORTEST:
             continue
@@ -250,18 +316,20 @@ def _keep(lines, cell, first, last, best, cells, top):
 
 @njit(cache=True, nogil=True)
 def search_cubic(lines, base, best, cells, top):
+    rising = np.argsort(lines[:, 0])
     for i in range(base.size):
         for number in range(1, 41):
             a = base[i] / number
             if a < LOWEST:
                 break
-            top = _keep(lines, np.array([a, a, a, 0.0]), 0, 3, best, cells, top)
+            top = _keep(lines, rising, np.array([a, a, a, 0.0]), 0, 3, best, cells, top)
     return top
 
 
 @njit(cache=True, nogil=True)
 def search_uniaxial(lines, base, pairs, first, last, best, cells, top):
     """Tetragonal or hexagonal cells from two lines."""
+    rising = np.argsort(lines[:, 0])
     for i in range(base.size):
         for j in range(i):
             for t in range(pairs.shape[0]):
@@ -270,13 +338,14 @@ def search_uniaxial(lines, base, pairs, first, last, best, cells, top):
                 a = (base[i] * l2 - base[j] * l1) / det
                 c = (p1 * base[j] - p2 * base[i]) / det
                 if LOWEST < a < 0.35 and LOWEST < c < 0.35:
-                    top = _keep(lines, np.array([a, a, c, 0.0]), first, last, best, cells, top)
+                    top = _keep(lines, rising, np.array([a, a, c, 0.0]), first, last, best, cells, top)
     return top
 
 
 @njit(cache=True, nogil=True)
 def search_orthorhombic(lines, base, codes, first, last, best, cells, top):
     """Cells from three lines."""
+    rising = np.argsort(lines[:, 0])
     cell = np.zeros(4)
     for t in range(codes.shape[0]):
         m = codes[t]
@@ -287,7 +356,7 @@ def search_orthorhombic(lines, base, codes, first, last, best, cells, top):
                     cell[1] = m[3] * base[i] + m[4] * base[j] + m[5] * base[k]
                     cell[2] = m[6] * base[i] + m[7] * base[j] + m[8] * base[k]
                     if min(cell[0], cell[1], cell[2]) > LOWEST and max(cell[0], cell[1], cell[2]) < 0.3:
-                        top = _keep(lines, cell.copy(), first, last, best, cells, top)
+                        top = _keep(lines, rising, cell, first, last, best, cells, top)
     return top
 
 
@@ -304,6 +373,7 @@ def _settings(a, c, d, row):
 @njit(cache=True, nogil=True)
 def search_monoclinic(lines, base, zones, thirds, row, best, cells, top):
     """B from a further line, for every setting of every zone."""
+    rising = np.argsort(lines[:, 0])
     cell = np.zeros(4)
     for z in range(zones.shape[0]):
         if zones[z, 0] <= 0.0:
@@ -318,7 +388,7 @@ def search_monoclinic(lines, base, zones, thirds, row, best, cells, top):
                     b = (base[f] - h * h * a - l * l * c - h * l * d) / (k * k)
                     if LOWEST < b < 0.3:
                         cell[0], cell[1], cell[2], cell[3] = a, b, c, d
-                        top = _keep(lines, cell.copy(), row, row + 1, best, cells, top)
+                        top = _keep(lines, rising, cell, row, row + 1, best, cells, top)
     return top
 
 
@@ -328,6 +398,7 @@ def search_boxes(lines, strong, codes, needed, first, last, best, cells, top):
 
     ``strong`` (n, 2): Q and σ_Q.
     """
+    rising = np.argsort(lines[:, 0])
     cell = np.zeros(4)
     n = strong.shape[0]
     for t in range(codes.shape[0]):
@@ -344,13 +415,13 @@ def search_boxes(lines, strong, codes, needed, first, last, best, cells, top):
                             break
                     if not inside or cell[0] * cell[1] * cell[2] * _LARGEST[3] ** 2 < 1.0:
                         continue
-                    missed = 0
+                    missed, axes = 0, _falling(cell)
                     for l in range(n):
                         if l in (i, j, k) or missed > n - 3 - needed:
                             continue
-                        missed += _nearest(strong[l, 0], cell, 3, 0)[0] > 3.0 * strong[l, 1]
+                        missed += _distance(strong[l, 0], axes) > 3.0 * strong[l, 1]
                     if missed <= n - 3 - needed:
-                        top = _keep(lines, cell.copy(), first, last, best, cells, top)
+                        top = _keep(lines, rising, cell, first, last, best, cells, top)
     return top
 
 
@@ -360,6 +431,7 @@ def search_stacks(lines, base, zones, forms, row, best, cells, top):
 
     ``forms`` (n, 2): h and k that the two may have, h of either sign.
     """
+    rising = np.argsort(lines[:, 0])
     cell = np.zeros(4)
     n = base.size
     for z in range(zones.shape[0]):
@@ -383,5 +455,5 @@ def search_stacks(lines, base, zones, forms, row, best, cells, top):
                             if d < 0.0 or d > limit or c < LOWEST or c > 0.3 or d * d > 1.6 * a * c:
                                 continue
                             cell[0], cell[1], cell[2], cell[3] = a, b, c, d
-                            top = _keep(lines, cell.copy(), row, row + 1, best, cells, top)
+                            top = _keep(lines, rising, cell, row, row + 1, best, cells, top)
     return top
