@@ -88,20 +88,14 @@ def _nearest(q, cell, system, centring):
 def _falling(cell):
     """A, B and C, the largest first."""
     a, b, c = cell[0], cell[1], cell[2]
-    if a < b:
-        a, b = b, a
-    if b < c:
-        b, c = c, b
-    return (b, a, c) if a < b else (a, b, c)
+    return max(a, b, c), max(min(a, b), min(max(a, b), c)), min(a, b, c)
 
 
 @njit(cache=True, nogil=True)
 def _distance(q, axes):
     """Distance in Q from the line q to the nearest line of a primitive rectangular cell; ``axes`` as `_falling` gives them."""
     a, b, c = axes
-    best = q
-    outer = 0.0
-    h = 0
+    best, outer, h = q, 0.0, 0
     while outer < q + best:
         base, k = outer, 0
         while base < q:
@@ -257,11 +251,8 @@ def polish(lines, slope, best, cells, sharp):
 @njit(cache=True, nogil=True)
 def _hopeful(lines, rising, cell, first, last, best, top):
     """Which of the lattices ``first`` to ``last - 1`` may come up to their bar, as bits: no centring brings a line nearer."""
-    system, n, bottom = _SYSTEM[first], lines.shape[0], best.shape[1] - 1
-    volume, perfect, weight = _volume(cell, system), 0.0, 0.0
-    for i in range(n):
-        perfect += lines[i, 3]
-        weight += lines[i, 2]
+    system, bottom = _SYSTEM[first], best.shape[1] - 1
+    volume, perfect, weight = _volume(cell, system), lines[:, 3].sum(), lines[:, 2].sum()
     # per lattice: ln of the density of its lines, and how much more may be lost
     shift, spare, hopeful = np.empty(last - first), np.empty(last - first), 0
     for r in range(last - first):
