@@ -18,6 +18,9 @@ from crystaldl.powder.indexing.search_kernels import (
     EPSILON,
     LATTICES,
     MARGIN,
+    _distance,
+    _falling,
+    _hopeful,
     _nearest,
     _score,
     _settings,
@@ -125,6 +128,15 @@ def test_nearest_line_agrees_with_brute_force(row):
                 assert abs(q2_of(hkl, cell, row)[0] - q) == pytest.approx(found, abs=1e-12)
                 compared += 1
     assert compared > 60
+
+
+def test_distance_in_a_rectangular_cell_agrees_with_brute_force():
+    rng, row = np.random.default_rng(7), LATTICES.index("oP")
+    for _ in range(10):
+        cell = random_cell(rng, row)
+        all_lines = q2_of(GRID, cell, row)
+        for q in rng.uniform(0.02, 0.75, 40):
+            assert _distance(q, _falling(cell)) == pytest.approx(np.abs(all_lines - q).min(), abs=1e-12)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=LATTICES)
@@ -241,6 +253,25 @@ def test_the_early_stop_changes_no_winner(row):
             assert _score(lines, cell, row, bar) == exact, "a cell above the bar gets its exact score"
         for bar in exact + np.array([0.01, 1.0, 10.0]):
             assert _score(lines, cell, row, bar) in (exact, -1e9)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 3), (3, 5), (5, 7), (7, 11), (11, 12), (12, 13)])
+def test_only_lattices_below_their_bar_are_hopeless(first, last):
+    rng, hopeless = np.random.default_rng(first), 0
+    for row in range(first, last):
+        true = random_cell(rng, row)
+        q = first_lines(true, row)
+        lines = table(q + rng.normal(0, 2e-4, len(q)))
+        rising = np.argsort(lines[:, 0])
+        for cell in [true, *(random_cell(rng, row) for _ in range(30))]:
+            exact = np.array([_score(lines, cell, r, -1e6) for r in range(first, last)])
+            bars = np.full((len(LATTICES), 1), 1e6)
+            for gap in (-0.01, 0.01, 10.0):
+                bars[first:last, 0] = exact + gap
+                hopeful = _hopeful(lines, rising, cell, first, last, bars, -1e3)
+                assert gap > 0 or hopeful == 2 ** (last - first) - 1, "a lattice above its bar is scored"
+                hopeless += gap == 10.0 and hopeful == 0
+    assert hopeless > 15
 
 
 # ------------------------------------------------------------------------------------------ textbook cells
